@@ -1,0 +1,1 @@
+//! The core we run on, under the same names for every target.

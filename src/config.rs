@@ -1,0 +1,70 @@
+//! Every capacity of the firmware, with the arithmetic that led to it.
+//!
+//! Two profiles: the default one fits the 32 MiB row of the budget table, feature `small` the 8 MiB row.
+#![forbid(unsafe_code)]
+
+/// Cores, and so contexts, that the firmware can run (QEMU `virt` with GICv2 has 8).
+pub const MAX_CORES: usize = 8;
+
+/// Bottom halves per context, one-shot records and coroutines not counted.
+pub const BOTTOM_HALVES: usize = 128;
+
+/// One-shot bottom-half records per context; the last `ONESHOT_RESERVED` serve only stop and drain.
+pub const ONESHOTS: usize = 64;
+
+/// One-shot records kept back for stop and drain, so that neither fails when the pool is empty.
+pub const ONESHOT_RESERVED: usize = 4;
+
+/// Registered event notifiers per context.
+pub const HANDLERS: usize = 128;
+
+/// Timers per context.
+pub const TIMERS: usize = 1024;
+
+/// Coroutine slots per context.
+pub const COROUTINES: usize = 16;
+
+/// Largest future, in bytes, that fits a coroutine slot.
+pub const COROUTINE_BYTES: usize = 1024;
+
+/// Block nodes in the arena.
+pub const NODES: usize = 64;
+
+/// Block backends.
+pub const BACKENDS: usize = 48;
+
+/// Disks (devices) that can be attached.
+pub const DISKS: usize = 32;
+
+/// Request records per core.
+pub const REQUESTS_PER_CORE: usize = if cfg!(feature = "small") { 256 } else { 1024 };
+
+/// Data segments of one request.
+pub const MAX_SEGMENTS: usize = 16;
+
+/// Node frames a request can carry: the greatest depth of a graph.
+pub const MAX_DEPTH: usize = 8;
+
+/// Largest transfer, in bytes, that a backend passes down in one piece.
+pub const MAX_TRANSFER: u64 = 1 << 20;
+
+/// Entries of a block virtqueue where the device offers as many (a power of two).
+pub const RING_SIZE: usize = 256;
+
+/// NBD sessions served at once.
+pub const SESSIONS: usize = if cfg!(feature = "small") { 4 } else { 16 };
+
+/// Request headers queued on one session.
+pub const SESSION_REQUESTS: usize = 64;
+
+/// Largest part of one NBD request, in bytes, that is in memory at once; at least 256 KiB.
+pub const SESSION_CHUNK: usize = 256 * 1024;
+
+/// Pages of 4 KiB for the data of one session: its quota, which no other session can take.
+pub const SESSION_PAGES: usize = if cfg!(feature = "small") { 96 } else { 192 };
+
+/// Bytes of log kept for `log show`.
+pub const LOG_BYTES: usize = 16 * 1024;
+
+/// Trace records per core.
+pub const TRACE_RECORDS: usize = 256;
