@@ -1,1 +1,20 @@
-//! (being built)
+//! virtio devices: our split virtqueue, and the drivers on it.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`dma`] | the static arena that rings and request headers are carved from |
+//! | [`transport`] | what a driver needs of a device's registers; negotiation |
+//! | [`mmio`] | the same over virtio-MMIO, legacy and modern |
+//! | [`probe`] | from slot addresses to a list of devices |
+//! | [`queue`] | the split virtqueue |
+//! | [`layout`] | where the parts of a virtqueue lie in memory |
+//!
+//! `unsafe` is needed here because a ring is memory that someone else writes too.
+
+pub mod dma;
+pub mod layout;
+pub mod mmio;
+pub mod probe;
+pub mod queue;
+mod queue_types;
+pub mod transport;
