@@ -76,7 +76,10 @@ mod tests {
     fn slow(bytes: &[u8]) -> u16 {
         let mut total = 0u32;
         for pair in bytes.chunks(2) {
-            total += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+            total += u32::from(u16::from_be_bytes([
+                pair[0],
+                pair.get(1).copied().unwrap_or(0),
+            ]));
             total = (total & 0xffff) + (total >> 16);
         }
         (total as u16).to_be()
@@ -92,12 +95,17 @@ mod tests {
         let mut state = 1u64;
         let bytes: std::vec::Vec<u8> = (0..70_000)
             .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 (state >> 56) as u8
             })
             .collect();
         for length in (0..200).chain([1459, 1460, 4096, 65535, 70_000]) {
-            assert!(same(sum(&bytes[..length]), slow(&bytes[..length])), "{length}");
+            assert!(
+                same(sum(&bytes[..length]), slow(&bytes[..length])),
+                "{length}"
+            );
         }
         assert!(same(sum(&[0xff; 4096]), slow(&[0xff; 4096])));
     }

@@ -22,7 +22,9 @@ pub struct Cidr {
 impl Cidr {
     /// Whether `address` lies in the range.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        let mask = u32::MAX
+            .checked_shl(32 - u32::from(self.prefix))
+            .unwrap_or(0);
         (address.to_bits() ^ self.address.to_bits()) & mask == 0
     }
 }
@@ -37,7 +39,10 @@ impl FromStr for Cidr {
         if prefix > 32 {
             return Err(());
         }
-        Ok(Self { address: address.parse().map_err(|_| ())?, prefix })
+        Ok(Self {
+            address: address.parse().map_err(|_| ())?,
+            prefix,
+        })
     }
 }
 
@@ -76,8 +81,10 @@ impl FromStr for IpConfig {
                     None => (text, None),
                 };
                 let address: Cidr = address.parse()?;
-                let unicast = |a: Ipv4Addr| !(a.is_unspecified() || a.is_multicast() || a.is_broadcast());
-                if !text.contains('/') || !unicast(address.address) || !gateway.is_none_or(unicast) {
+                let unicast =
+                    |a: Ipv4Addr| !(a.is_unspecified() || a.is_multicast() || a.is_broadcast());
+                if !text.contains('/') || !unicast(address.address) || !gateway.is_none_or(unicast)
+                {
                     return Err(());
                 }
                 Ok(Self::Static { address, gateway })
@@ -135,9 +142,24 @@ mod tests {
         let range: Cidr = "10.0.2.0/24".parse().unwrap();
         assert!(range.contains(Ipv4Addr::new(10, 0, 2, 77)));
         assert!(!range.contains(Ipv4Addr::new(10, 0, 3, 77)));
-        assert!("0.0.0.0/0".parse::<Cidr>().unwrap().contains(Ipv4Addr::new(1, 2, 3, 4)));
-        assert!("1.2.3.4".parse::<Cidr>().unwrap().contains(Ipv4Addr::new(1, 2, 3, 4)));
-        assert!(!"1.2.3.4".parse::<Cidr>().unwrap().contains(Ipv4Addr::new(1, 2, 3, 5)));
+        assert!(
+            "0.0.0.0/0"
+                .parse::<Cidr>()
+                .unwrap()
+                .contains(Ipv4Addr::new(1, 2, 3, 4))
+        );
+        assert!(
+            "1.2.3.4"
+                .parse::<Cidr>()
+                .unwrap()
+                .contains(Ipv4Addr::new(1, 2, 3, 4))
+        );
+        assert!(
+            !"1.2.3.4"
+                .parse::<Cidr>()
+                .unwrap()
+                .contains(Ipv4Addr::new(1, 2, 3, 5))
+        );
         for bad in ["", "1.2.3", "1.2.3.4/33", "1.2.3.4/", "x/8", "1.2.3.4/-1"] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
@@ -150,11 +172,21 @@ mod tests {
         assert_eq!(
             "10.0.2.15/24,10.0.2.2".parse(),
             Ok(IpConfig::Static {
-                address: Cidr { address: Ipv4Addr::new(10, 0, 2, 15), prefix: 24 },
+                address: Cidr {
+                    address: Ipv4Addr::new(10, 0, 2, 15),
+                    prefix: 24
+                },
                 gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
             })
         );
-        for bad in ["10.0.2.15", "10.0.2.15/24,", "0.0.0.0/8", "224.0.0.1/8", "10.0.0.1/8,255.255.255.255", "on"] {
+        for bad in [
+            "10.0.2.15",
+            "10.0.2.15/24,",
+            "0.0.0.0/8",
+            "224.0.0.1/8",
+            "10.0.0.1/8,255.255.255.255",
+            "on",
+        ] {
             assert!(bad.parse::<IpConfig>().is_err(), "{bad}");
         }
     }
