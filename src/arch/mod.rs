@@ -1,5 +1,6 @@
 //! The core we run on, under the same names for every target.
 mod barrier;
+pub mod mmio;
 
 pub use barrier::{device_full_barrier, device_read_barrier, device_write_barrier};
 

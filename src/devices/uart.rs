@@ -1,0 +1,131 @@
+//! PL011 UART with `embedded-io` traits that never wait.
+//!
+//! The `arm-pl011-uart` crate drives the registers; its own `embedded-io` implementation waits for the FIFO, so this
+//! one wraps it: `read` gives what the FIFO holds, `write` takes what the FIFO has room for, and both may do nothing
+//! (0 bytes). The interrupt handler calls [`Uart::receive`], which is bounded by [`BURST`].
+#![forbid(unsafe_code)]
+
+use core::convert::Infallible;
+
+use arm_pl011_uart::{
+    DataBits, FifoLevel, Interrupts, LineConfig, PL011Registers, Parity, StopBits,
+};
+use embedded_io::{ErrorType, Read, ReadReady, Write, WriteReady};
+use safe_mmio::UniqueMmioPointer;
+
+/// Bytes that one interrupt takes at most; the rest interrupts again.
+pub const BURST: usize = 64;
+/// Input clock of the UART on QEMU `virt`, in Hz.
+const CLOCK: u32 = 24_000_000;
+/// Baud rate; QEMU ignores it.
+const BAUD: u32 = 115_200;
+
+/// Register block of a PL011.
+pub type Registers = PL011Registers;
+
+/// A PL011.
+pub struct Uart {
+    inner: arm_pl011_uart::Uart<'static>,
+}
+
+impl Uart {
+    /// Takes over the UART behind `registers`: 115200 baud, 8N1, receive interrupts on, transmit interrupts off.
+    pub fn new(registers: UniqueMmioPointer<'static, Registers>) -> Self {
+        let mut inner = arm_pl011_uart::Uart::new(registers);
+        let line = LineConfig {
+            data_bits: DataBits::Bits8,
+            parity: Parity::None,
+            stop_bits: StopBits::One,
+        };
+        // Fails only for an impossible divisor; these constants have one.
+        let _ = inner.enable(line, BAUD, CLOCK);
+        inner.set_interrupt_fifo_levels(FifoLevel::Bytes4, FifoLevel::Bytes4);
+        inner.clear_interrupts(Interrupts::all());
+        inner.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
+        Uart { inner }
+    }
+
+    /// Asks for an interrupt when the transmit FIFO has room again, or no longer.
+    pub fn transmit_interrupt(&mut self, on: bool) {
+        let receive = Interrupts::RXI | Interrupts::RTI;
+        self.inner.set_interrupt_masks(if on {
+            receive | Interrupts::TXI
+        } else {
+            receive
+        });
+    }
+
+    /// For the interrupt handler: acknowledges, hands at most [`BURST`] received bytes to `sink`. True if the
+    /// transmitter asked (its interrupt is then off until asked for again).
+    pub fn receive(&mut self, mut sink: impl FnMut(u8)) -> bool {
+        let status = self.inner.masked_interrupt_status();
+        self.inner.clear_interrupts(status);
+        for _ in 0..BURST {
+            match self.inner.read_word() {
+                Ok(Some(byte)) => sink(byte),
+                Ok(None) => break,
+                // A byte with a line error is dropped; the next may be good.
+                Err(_) => {}
+            }
+        }
+        let transmit = status.contains(Interrupts::TXI);
+        if transmit {
+            self.transmit_interrupt(false);
+        }
+        transmit
+    }
+}
+
+impl ErrorType for Uart {
+    type Error = Infallible;
+}
+
+impl Write for Uart {
+    /// Takes what the FIFO has room for; 0 when it is full.
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Infallible> {
+        let mut taken = 0;
+        for byte in bytes {
+            if self.inner.is_tx_fifo_full() {
+                break;
+            }
+            self.inner.write_word(*byte);
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Does not wait: what was taken is in the FIFO.
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+impl WriteReady for Uart {
+    fn write_ready(&mut self) -> Result<bool, Infallible> {
+        Ok(!self.inner.is_tx_fifo_full())
+    }
+}
+
+impl Read for Uart {
+    /// Gives what the FIFO holds; 0 when it is empty.
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Infallible> {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            match self.inner.read_word() {
+                Ok(Some(byte)) => {
+                    bytes[taken] = byte;
+                    taken += 1;
+                }
+                Ok(None) => break,
+                Err(_) => {}
+            }
+        }
+        Ok(taken)
+    }
+}
+
+impl ReadReady for Uart {
+    fn read_ready(&mut self) -> Result<bool, Infallible> {
+        Ok(!self.inner.is_rx_fifo_empty())
+    }
+}
