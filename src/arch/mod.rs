@@ -1,8 +1,27 @@
-//! The core we run on, under the same names for every target.
+//! The core we run on, under the same names for every target: core id, interrupt mask, wait, kick, clock.
+//!
+//! On the metal these come from `aarch64`, on the host from `host`, where a core is a thread.
 mod barrier;
 pub mod mmio;
 
 pub use barrier::{device_full_barrier, device_read_barrier, device_write_barrier};
+
+#[cfg(target_os = "none")]
+pub mod aarch64;
+#[cfg(target_os = "none")]
+pub use aarch64::{
+    IrqState, cores, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick, kicks, now_ns, relax, wait,
+};
+
+#[cfg(not(target_os = "none"))]
+pub mod host;
+#[cfg(not(target_os = "none"))]
+pub use host::{
+    IrqState, cores, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick, kicks, now_ns, relax, wait,
+};
+
+/// Dense index of a core, below [`MAX_CORES`](crate::config::MAX_CORES); not MPIDR.
+pub type CoreId = usize;
 
 /// The address of `pointer` as a device sees it: memory is mapped one to one.
 #[inline(always)]

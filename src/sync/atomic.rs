@@ -1,0 +1,13 @@
+//! The atomics of this crate: `core`'s, or loom's when a model is checked (`--cfg loom`).
+//!
+//! loom treats a `SeqCst` access as acquire-release only, so every store→load handshake here says
+//! `fence(SeqCst)` where it needs one; model and firmware run the same text.
+#[cfg(not(loom))]
+pub use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+};
+
+#[cfg(loom)]
+pub use loom::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
