@@ -80,3 +80,6 @@ pub const LOG_BYTES: usize = 16 * 1024;
 
 /// Trace records per core.
 pub const TRACE_RECORDS: usize = 256;
+
+/// Pages of 4 KiB for the bench's buffers: depth 128 of 4 KiB, or 4 of 1 MiB in the default profile.
+pub const BENCH_PAGES: usize = if cfg!(feature = "small") { 128 } else { 1024 };
