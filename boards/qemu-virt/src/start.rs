@@ -1,0 +1,65 @@
+//! The first instructions and the first page table.
+//!
+//! The flat image begins with the Linux arm64 header; so does the flash image, which is the flat one padded to the
+//! flash's size: the same code finds itself at address 0, copies the image to where it was linked, and goes on there.
+
+use core::arch::global_asm;
+
+global_asm!(
+    r#"
+    .pushsection .text.head, "ax"
+    .global _start
+_start:
+    b       1f                      // code0
+    nop                             // code1
+    .quad   0                       // text_offset: from a 2 MiB-aligned base
+    .quad   __image_size            // image_size, .bss and stacks included
+    .quad   2                       // flags: little-endian, 4 KiB pages
+    .quad   0
+    .quad   0
+    .quad   0
+    .ascii  "ARM\x64"
+    .long   0
+
+1:  adr     x9, _start
+    ldr     x10, =_start
+    ldr     x12, =ironthread_entry
+    cmp     x9, x10
+    b.eq    3f
+    mov     x0, #0                  // started from flash: nobody passed a tree
+    ldr     x11, =__data_end
+2:  ldp     x13, x14, [x9], #16
+    stp     x13, x14, [x10], #16
+    cmp     x10, x11
+    b.lo    2b
+    dsb     sy
+3:  br      x12
+    .ltorg
+    .popsection
+
+    // The first table, until the final ones are built: 2 MiB blocks of devices above the flash (page 0 stays
+    // unmapped), then 1 GiB blocks of memory. Non-global, ASID 0.
+    .pushsection .rodata.first_table, "a"
+    .balign 4096
+    .global ironthread_first_table
+ironthread_first_table:
+    .quad   first_devices + 3
+    .set    address, 0x40000000
+    .rept   3                       // 1 to 4 GiB: the image and every tree QEMU places
+    .quad   address | {ram}
+    .set    address, address + 0x40000000
+    .endr
+    .fill   508, 8, 0
+first_devices:
+    .fill   64, 8, 0
+    .set    address, 0x08000000
+    .rept   448
+    .quad   address | {device}
+    .set    address, address + 0x200000
+    .endr
+    .popsection
+"#,
+    // Valid block, accessed, non-global; normal inner-shareable memory, or device memory that never executes.
+    ram = const 1 | 1 << 2 | 3 << 8 | 1 << 10 | 1 << 11,
+    device = const 1_u64 | 1 << 10 | 1 << 11 | 3 << 53,
+);

@@ -1,0 +1,43 @@
+//! aarch64 at EL1: what the machine layer and the boards need beyond the names that every target shares.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`entry`] | from the first instruction of a core to Rust: EL2 drop, MMU on, stacks |
+//! | [`cpu`] | per-core record, interrupt mask, wait, kick |
+//! | [`clock`] | virtual counter in nanoseconds, one-shot deadline, `DelayNs` |
+//! | [`interrupts`] | handler table and dispatch |
+//! | [`gic`] | interrupt controller, version 2 and 3 |
+//! | [`memory`] | final page tables: W^X, guard pages, device windows |
+//! | [`exceptions`] | vectors, decoded report |
+//! | [`report`] | emergency console, panic, how the machine stops |
+//! | [`symbols`] | address → function name |
+//! | [`power`] | PSCI: cores on, machine off, reset |
+//! | [`routines`] | `memcpy`, `memmove`, `memset`, `memcmp` |
+//!
+//! A loop runs on SP_EL0, every exception on SP_EL1: the stack in use tells [`in_interrupt`] where it is, and a
+//! stack overflow is reported from a stack that is still good.
+
+pub mod clock;
+pub mod cpu;
+pub mod entry;
+pub mod exceptions;
+pub mod gic;
+pub mod interrupts;
+pub mod memory;
+mod mmio;
+pub mod power;
+pub mod report;
+pub mod routines;
+pub mod symbols;
+
+pub use clock::{Delay, now_ns};
+pub use cpu::{irq_enable, own_affinity, 
+    Counters, IrqState, cores, counters, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick,
+    kicks, relax, wait,
+};
+pub use gic::{GicAddresses, GicError, start_gic, start_gic_core};
+pub use interrupts::{InterruptError, Trigger, register_interrupt, route_interrupt};
+pub use entry::start_level;
+pub use memory::{MapError, Range, image, map_memory};
+pub use power::{Conduit, StartError, power_off, reset, set_conduit, start_core};
+pub use report::{EmergencyConsole, StopAction, panic, set_console, set_console_region, set_dump_hook, set_stop_action, stop_with};
