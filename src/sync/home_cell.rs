@@ -4,8 +4,9 @@ use core::cell::UnsafeCell;
 use super::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::arch::{self, CoreId};
 
-/// `home` of a cell that no core has claimed yet.
-const UNBOUND: usize = usize::MAX;
+/// `home` of a cell that no core has claimed yet. Zero, so that a cell of zeroes lives in `.bss`; a core is stored as its
+/// number plus one.
+const UNBOUND: usize = 0;
 
 /// A value whose home core alone may borrow it, one borrow at a time. Another core's attempt, or a borrow inside a
 /// borrow, is a bug of ours and panics in [`HomeCell::with`].
@@ -43,8 +44,8 @@ impl<T> HomeCell<T> {
     /// # Panics
     /// When another core is its home.
     pub fn bind(&self, core: CoreId) {
-        if let Err(home) = self.home.compare_exchange(UNBOUND, core, Ordering::AcqRel, Ordering::Acquire) {
-            assert_eq!(home, core, "core {core} claims a cell whose home is core {home}");
+        if let Err(home) = self.home.compare_exchange(UNBOUND, core + 1, Ordering::AcqRel, Ordering::Acquire) {
+            assert_eq!(home, core + 1, "core {core} claims a cell whose home is core {}", home - 1);
         }
     }
 
@@ -52,7 +53,7 @@ impl<T> HomeCell<T> {
     pub fn home(&self) -> Option<CoreId> {
         match self.home.load(Ordering::Acquire) {
             UNBOUND => None,
-            home => Some(home),
+            home => Some(home - 1),
         }
     }
 
@@ -75,7 +76,7 @@ impl<T> HomeCell<T> {
     #[inline]
     pub fn try_with<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         let home = self.home.load(Ordering::Relaxed);
-        if arch::current_core() != Some(home) {
+        if arch::current_core().is_none_or(|core| core + 1 != home) {
             self.foreign(home);
         }
         // Only this core gets here, so load and store need not be one step: an interrupt handler between them takes
@@ -96,8 +97,8 @@ impl<T> HomeCell<T> {
     fn foreign(&self, home: usize) -> ! {
         match (home, arch::current_core()) {
             (UNBOUND, _) => panic!("a home cell was used before it was bound"),
-            (home, Some(core)) => panic!("core {core} touched a cell whose home is core {home}"),
-            (home, None) => panic!("a thread that is no core touched a cell whose home is core {home}"),
+            (home, Some(core)) => panic!("core {core} touched a cell whose home is core {}", home - 1),
+            (home, None) => panic!("a thread that is no core touched a cell whose home is core {}", home - 1),
         }
     }
 }
