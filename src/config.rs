@@ -39,6 +39,9 @@ pub const DISKS: usize = 32;
 /// Request records per core.
 pub const REQUESTS_PER_CORE: usize = if cfg!(feature = "small") { 256 } else { 1024 };
 
+/// Request records per core that are kept back for drain and shutdown.
+pub const REQUEST_RESERVED: usize = 4;
+
 /// Data segments of one request.
 pub const MAX_SEGMENTS: usize = 16;
 

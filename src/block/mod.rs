@@ -1,1 +1,94 @@
-//! (being built)
+//! The block layer: requests, backends, nodes, drained sections, durability.
+//!
+//! ```text
+//!   export, bench, console          make requests, fill them with owned buffers
+//!        │ submit                       ▲ completion, on the same core, later
+//!   Backend                        checks, counts in flight, parks while drained, splits, books
+//!        │                              │
+//!   NodeDriver (disk, ram, null)   pushes a frame, narrows the window, takes the frame back
+//!        │                              │
+//!   BlockDevice (virtio)           one queue a core
+//! ```
+//! | module | what |
+//! |---|---|
+//! | [`request`] | records, segments, windows, frames; `complete` |
+//! | [`backend`] | a user's handle on a node |
+//! | [`drain`] | drained sections |
+//! | [`node`] | kinds of node, and the arena |
+//! | [`device`] | what a disk driver implements |
+//! | [`accounting`] | counters |
+//!
+//! The machine calls [`start_core`] on every core, then [`add_disk`] for each device, from the top slot down.
+//! Only `submit`, `complete` and what they call are on the path of a request.
+#![forbid(unsafe_code)]
+
+pub mod accounting;
+pub mod backend;
+mod core_state;
+pub mod device;
+pub mod drain;
+pub mod error;
+pub mod node;
+mod queue;
+pub mod request;
+mod token;
+mod watch;
+mod zero;
+
+pub use accounting::Totals;
+pub use backend::{Backend, BackendListener, backend, backends};
+pub use device::{BlockDevice, DeviceEvents, DeviceFeatures, DeviceInfo};
+pub use drain::{
+    DrainGuard, DrainState, drain_all_begin, drain_all_end, drain_kick, for_each_section,
+};
+pub use error::BlockError;
+pub use node::disk::{Disk, DiskState, DiskView, ResetOutcome, add_disk, disk, disks, find_disk};
+pub use node::{BlockStatus, NodeId, NodeInfo};
+pub(crate) use queue::RequestQueue;
+pub use request::{
+    Completion, Operation, Piece, Request, RequestFlags, RequestRecord, Segment, complete,
+};
+pub use token::{InFlightView, for_each_in_flight};
+
+use crate::arch::CoreId;
+
+/// The unit of device capacities, in bytes.
+pub const SECTOR: u64 = 512;
+
+/// Prepares the block layer on the current core, whose context is attached; core 0 first. Idempotent.
+///
+/// # Errors
+/// `Invalid` on another core; `NoMemory` when the context's static pools are used up.
+pub fn start_core(core: CoreId) -> Result<(), BlockError> {
+    if crate::arch::current_core() != Some(core) {
+        return Err(BlockError::Invalid);
+    }
+    if core_state::started() & (1 << core) != 0 {
+        return Ok(());
+    }
+    node::disk::start(core)?;
+    node::null::start(core)?;
+    drain::start(core)?;
+    core_state::start(core)?;
+    if core == 0 {
+        watch::start()?;
+    }
+    Ok(())
+}
+
+/// Request records of the current core: in use now, and the most ever in use at once.
+pub fn request_usage() -> (usize, usize) {
+    crate::arch::current_core().map_or((0, 0), core_state::usage)
+}
+
+/// Whether this thread is unwinding from a panic (host tests only): then a second panic would hide the first.
+fn unwinding() -> bool {
+    #[cfg(not(target_os = "none"))]
+    {
+        std::thread::panicking()
+    }
+    #[cfg(target_os = "none")]
+    {
+        false
+    }
+}

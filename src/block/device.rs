@@ -1,0 +1,138 @@
+//! What a disk driver offers to the block layer, and what it reports back.
+//!
+//! A driver is a dumb executor: it takes a request on the core that owns the queue, puts it before the device, and hands
+//! it to [`complete`](super::complete) exactly once, on that same core. Splitting, retry when a queue is full, flush
+//! ordering, error latching and accounting are the disk node's ([`node::disk`](super::node::disk)).
+#![forbid(unsafe_code)]
+
+use super::{BlockError, Request};
+use crate::arch::CoreId;
+
+bitflags::bitflags! {
+    /// What a device can do beyond reading and writing.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct DeviceFeatures: u32 {
+        /// Nothing may be written.
+        const READ_ONLY = 1 << 0;
+        /// `FLUSH` was offered (and so negotiated: DUR-4).
+        const FLUSH = 1 << 1;
+        /// Discard is understood.
+        const DISCARD = 1 << 2;
+        /// Write-zeroes is understood.
+        const WRITE_ZEROES = 1 << 3;
+        /// Write-zeroes may deallocate when asked to.
+        const ZEROES_MAY_UNMAP = 1 << 4;
+        /// The device has a write-back field in its configuration.
+        const CONFIG_WCE = 1 << 5;
+    }
+}
+
+/// Properties of a device as it describes itself. All sizes in bytes unless stated; a limit of 0 means "none stated".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Bytes that can be addressed now; changes with [`DeviceEvents::resized`].
+    pub capacity: u64,
+    /// Smallest addressable unit, a power of two from 512 to 64 KiB.
+    pub logical_block: u32,
+    /// Unit that the medium writes without read-modify-write.
+    pub physical_block: u32,
+    /// Preferred transfer size.
+    pub optimal_io: u32,
+    /// Most data segments of one request.
+    pub max_segments: u32,
+    /// Most bytes of one segment.
+    pub max_segment_bytes: u32,
+    /// Most bytes of one read or write.
+    pub max_transfer: u64,
+    /// Most bytes of one discard.
+    pub max_discard: u64,
+    /// Discards are best split at multiples of this.
+    pub discard_align: u32,
+    /// Most bytes of one write-zeroes.
+    pub max_zeroes: u64,
+    /// Abilities.
+    pub features: DeviceFeatures,
+    /// What GET_ID answered, padded with zeroes.
+    pub serial: [u8; 20],
+    /// What the device's write-back field says; shown, never relied on (DUR-4).
+    pub writeback: bool,
+    /// Request queues in use.
+    pub queues: u16,
+}
+
+impl DeviceInfo {
+    /// A writable device of `capacity` bytes with 512-byte blocks, no limits and no features: a start for drivers and tests.
+    pub const fn new(capacity: u64) -> Self {
+        Self {
+            capacity,
+            logical_block: 512,
+            physical_block: 512,
+            optimal_io: 0,
+            max_segments: 0,
+            max_segment_bytes: 0,
+            max_transfer: 0,
+            max_discard: 0,
+            discard_align: 0,
+            max_zeroes: 0,
+            features: DeviceFeatures::empty(),
+            serial: [0; 20],
+            writeback: false,
+            queues: 1,
+        }
+    }
+
+    /// The serial as text, up to the first zero byte; characters that do not print become `?` by being cut off there.
+    pub fn serial_str(&self) -> &str {
+        let end = self
+            .serial
+            .iter()
+            .position(|b| !b.is_ascii_graphic())
+            .unwrap_or(self.serial.len());
+        core::str::from_utf8(&self.serial[..end]).unwrap_or("")
+    }
+}
+
+/// A disk driver. Everything but `submit` may be called from any core.
+pub trait BlockDevice: Sync {
+    /// The device's present properties; cheap, no I/O.
+    fn info(&self) -> DeviceInfo;
+
+    /// The core whose queue serves requests from `core`; `core` itself when it has its own queue. Constant while requests
+    /// are in flight.
+    fn submitter(&self, core: CoreId) -> CoreId;
+
+    /// Puts a request before the device; called only on the core that [`submitter`](Self::submitter) names.
+    ///
+    /// The request's window (`offset`, `len`, [`pieces`](super::RequestRecord::pieces)) is within the limits of
+    /// [`info`](Self::info), aligned to the logical block and not empty; its data lies in `pieces()`, also for a write of
+    /// zeroes that the device does not know. `MAY_UNMAP` is set only where the device may unmap. `FUA` and `FAST_ZERO` are
+    /// to be ignored: the node has dealt with them.
+    ///
+    /// Never completes inside; the answer goes to [`complete`](super::complete) on this core, later. `Err` gives the request
+    /// back untouched: the queue is full, and at least one request of this queue is still with the device, so that its
+    /// completion lets the node try again. A device that is being reset or is dead takes the request and completes it with
+    /// [`BlockError::Io`].
+    fn submit(&self, request: Request) -> Result<(), Request>;
+
+    /// Starts a reset of the device. Every request that it holds is completed with [`BlockError::Io`], but only once the
+    /// device has confirmed the reset and so will no longer touch the buffers; then
+    /// [`DeviceEvents::reset_done`] is called. Idempotent while a reset runs.
+    fn reset(&self);
+
+    /// Says who wants to hear of the device's events; called once, before the first `submit`.
+    fn attach(&self, events: &'static dyn DeviceEvents);
+}
+
+/// What a driver reports; called from any core, from the loop (never from an interrupt handler).
+pub trait DeviceEvents: Sync {
+    /// The configuration changed; [`BlockDevice::info`] has the new capacity.
+    fn resized(&self);
+
+    /// The device asks for a reset, or has broken the rules of its queue. It takes no more requests to the medium. Answered by
+    /// [`BlockDevice::reset`], which the node calls.
+    fn needs_reset(&self, why: &'static str);
+
+    /// A reset has ended: `Ok` when the device is up again, with every request that it held already handed to
+    /// [`complete`](super::complete).
+    fn reset_done(&self, result: Result<(), BlockError>);
+}

@@ -1,0 +1,501 @@
+//! Drained sections of backends: a state machine with generations, no nested loop (CS-4).
+//!
+//! ```text
+//!            begin (0→1):                  no listener busy:            every core answered,
+//!            listeners told                gate closed on every core    no listener busy again
+//!  Running ───────────────▶ Listeners ───────────────────▶ Cores ───────────────────────────▶ Quiet ── done callbacks
+//!     ▲                        ▲                             │                                  │
+//!     │                        └──── a listener is busy ─────┘                                  │
+//!     └───────────────────────── end (1→0): gates opened, listeners told ───────────────────────┘
+//! ```
+//! A core closes its gate when it hears of the new generation and answers once, when nothing of that backend is in flight on
+//! it. All of this runs in the main loop, but for the cores' own part ([`Backend::apply_gate`]). What arrives meanwhile is parked
+//! in the order of arrival and let go, counted first, before anything newer (DRN-12, DRN-25).
+//!
+//! Two entries: [`Backend::drain_begin`] never waits and is refused while a context lock is held; [`Backend::drained`] waits, and
+//! is for the main loop outside coroutines.
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use heapless::Vec;
+
+use super::backend::{self, Backend, BackendListener, LISTENERS};
+use super::{BlockError, core_state, token, watch};
+use crate::aio::{self, BottomHalf, Callback};
+use crate::arch::{self, CoreId};
+use crate::config::{BACKENDS, MAX_CORES};
+use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock, held_levels};
+
+/// Callers that can wait for one backend's section at once.
+const WAITERS: usize = 8;
+
+const _: () = assert!(BACKENDS <= 64, "one bit a backend");
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Listeners,
+    Cores,
+    Quiet,
+}
+
+/// The main loop's part of a backend.
+pub(crate) struct Section {
+    count: u32,
+    phase: Phase,
+    since_tick: u32,
+    reported: bool,
+    waiters: Vec<Callback, WAITERS>,
+    listeners: Vec<&'static dyn BackendListener, LISTENERS>,
+}
+
+impl Section {
+    pub(crate) const fn new() -> Self {
+        Self {
+            count: 0,
+            phase: Phase::Running,
+            since_tick: 0,
+            reported: false,
+            waiters: Vec::new(),
+            listeners: Vec::new(),
+        }
+    }
+}
+
+/// Backends whose gate has changed, one bit each, per core.
+static CHANGED: CoreArray<AtomicU64> =
+    CoreArray::new([const { CachePadded::new(AtomicU64::new(0)) }; MAX_CORES]);
+static GATE_BH: CoreArray<IrqLock<Option<BottomHalf>>> =
+    CoreArray::new([const { CachePadded::new(IrqLock::new(None)) }; MAX_CORES]);
+static MAIN_BH: IrqLock<Option<BottomHalf>> = IrqLock::new(None);
+/// Sections over all backends: a backend that is created starts with so many (DRN-18).
+static ALL_SECTIONS: AtomicU32 = AtomicU32::new(0);
+
+/// Somebody who drains everything.
+struct All {
+    waiting: Vec<Callback, WAITERS>,
+}
+static ALL: HomeCell<All> = HomeCell::new(All {
+    waiting: Vec::new(),
+});
+
+pub(crate) fn start(core: CoreId) -> Result<(), BlockError> {
+    let context = aio::context(core);
+    let gates = context
+        .bottom_half("block gates", Callback::new(&apply_gates, core))
+        .map_err(|_| BlockError::NoMemory)?;
+    *GATE_BH.get(core).lock() = Some(gates);
+    if core == 0 {
+        ALL.bind(core);
+        let main = context
+            .bottom_half("drain", Callback::new(&advance_all, 0))
+            .map_err(|_| BlockError::NoMemory)?;
+        *MAIN_BH.lock() = Some(main);
+    }
+    Ok(())
+}
+
+/// Makes the main loop look at its drained sections again. Any core.
+pub fn drain_kick() {
+    kick();
+}
+
+pub(crate) fn kick() {
+    let main = *MAIN_BH.lock();
+    if let Some(main) = main {
+        main.schedule();
+    }
+}
+
+fn apply_gates(core: CoreId) {
+    let mut changed = CHANGED.get(core).swap(0, Ordering::AcqRel);
+    while changed != 0 {
+        let index = changed.trailing_zeros() as usize;
+        changed &= changed - 1;
+        backend::arena()[index].apply_gate(core);
+    }
+}
+
+/// Sets the gate of `backend` for all cores; returns nothing: cores hear of it in their own time.
+fn set_gate(backend: &'static Backend, parking: bool) {
+    let generation = (backend.gate.load(Ordering::Relaxed) >> 1) + 1;
+    backend
+        .gate
+        .store(generation << 1 | u64::from(parking), Ordering::Release);
+    let bit = 1u64 << backend.index();
+    for core in started_cores() {
+        CHANGED.get(core).fetch_or(bit, Ordering::AcqRel);
+        let gates = *GATE_BH.get(core).lock();
+        if let Some(gates) = gates {
+            gates.schedule();
+        }
+    }
+}
+
+fn started_cores() -> impl Iterator<Item = CoreId> {
+    let started = core_state::started();
+    (0..MAX_CORES).filter(move |core| started & (1 << core) != 0)
+}
+
+/// Calls `f` for each listener, with no borrow held.
+pub(crate) fn for_each_listener(
+    backend: &'static Backend,
+    mut f: impl FnMut(&'static dyn BackendListener),
+) {
+    let listeners = backend.section.with(|section| section.listeners.clone());
+    for listener in listeners {
+        f(listener);
+    }
+}
+
+fn any_listener_busy(backend: &'static Backend) -> bool {
+    let mut busy = false;
+    for_each_listener(backend, |listener| busy |= listener.drained_poll(backend));
+    busy
+}
+
+/// A new backend joins the sections over everything; its gates open, or stay closed.
+pub(crate) fn created(backend: &'static Backend) {
+    let sections = ALL_SECTIONS.load(Ordering::Relaxed);
+    backend.section.with(|section| {
+        section.count = sections;
+        section.phase = if sections == 0 {
+            Phase::Running
+        } else {
+            Phase::Listeners
+        };
+        section.since_tick = watch::tick();
+        section.reported = false;
+        section.waiters.clear();
+        section.listeners.clear();
+    });
+    if sections == 0 {
+        set_gate(backend, false);
+    } else {
+        kick();
+    }
+}
+
+/// A deleted backend's sections end with it.
+pub(crate) fn deleted(backend: &'static Backend) {
+    backend.section.with(|section| {
+        section.count = 0;
+        section.phase = Phase::Running;
+        section.waiters.clear();
+        section.listeners.clear();
+    });
+}
+
+fn advance_all(_: usize) {
+    for backend in backend::backends() {
+        while advance(backend) {}
+    }
+    finish_all();
+}
+
+/// One step of a backend's machine; whether another may follow at once.
+fn advance(backend: &'static Backend) -> bool {
+    match backend.section.with(|section| section.phase) {
+        Phase::Running => false,
+        // Whoever began a further section has nothing to wait for.
+        Phase::Quiet => call_waiters(backend),
+        Phase::Listeners => {
+            if any_listener_busy(backend) {
+                return false;
+            }
+            backend.section.with(|section| section.phase = Phase::Cores);
+            set_gate(backend, true);
+            // The cores answer from their own loops.
+            false
+        }
+        Phase::Cores => {
+            let generation = backend.gate.load(Ordering::Relaxed) >> 1;
+            if started_cores()
+                .any(|core| backend.cores.get(core).answered.load(Ordering::Acquire) != generation)
+            {
+                return false;
+            }
+            if any_listener_busy(backend) {
+                backend
+                    .section
+                    .with(|section| section.phase = Phase::Listeners);
+                return true;
+            }
+            backend.section.with(|section| {
+                section.phase = Phase::Quiet;
+                if section.reported {
+                    let seconds = watch::tick().wrapping_sub(section.since_tick);
+                    log::warn!("drain of {} over after {seconds} s", backend.name());
+                }
+            });
+            aio::wait_kick();
+            call_waiters(backend)
+        }
+    }
+}
+
+fn call_waiters(backend: &'static Backend) -> bool {
+    let waiters = backend
+        .section
+        .with(|section| core::mem::take(&mut section.waiters));
+    for waiter in waiters {
+        waiter.call();
+    }
+    false
+}
+
+impl Backend {
+    /// Adds a listener. Main loop only. In a drained section it is told at once that one is on.
+    ///
+    /// # Errors
+    /// `NoMemory` when there are [`LISTENERS`] already.
+    pub fn add_listener(
+        &'static self,
+        listener: &'static dyn BackendListener,
+    ) -> Result<(), BlockError> {
+        let drained = self.section.with(|section| {
+            section
+                .listeners
+                .push(listener)
+                .map_err(|_| BlockError::NoMemory)?;
+            Ok(section.count > 0)
+        })?;
+        if drained {
+            listener.drained_begin(self);
+        }
+        Ok(())
+    }
+
+    /// Removes a listener; it hears the end of a section that it heard begin. Main loop only.
+    pub fn remove_listener(&'static self, listener: &'static dyn BackendListener) {
+        let told = self.section.with(|section| {
+            let place = section
+                .listeners
+                .iter()
+                .position(|l| core::ptr::addr_eq(*l, listener));
+            place.map(|place| {
+                section.listeners.remove(place);
+                section.count > 0
+            })
+        });
+        if told == Some(true) {
+            listener.drained_end(self);
+            kick();
+        }
+    }
+
+    /// Begins a drained section: `done` is called in the main loop, later, when everything that entered before has completed and
+    /// nothing new gets in. Sections nest. Main loop only.
+    ///
+    /// # Errors
+    /// `Busy` while this core holds a context lock; `Invalid` off the main loop; `NoMemory` when too many wait already. On
+    /// an error no section has begun.
+    pub fn drain_begin(&'static self, done: Callback) -> Result<(), BlockError> {
+        if held_levels() != 0 {
+            return Err(BlockError::Busy);
+        }
+        self.begin(Some(done))
+    }
+
+    fn begin(&'static self, done: Option<Callback>) -> Result<(), BlockError> {
+        if arch::current_core() != Some(0) {
+            return Err(BlockError::Invalid);
+        }
+        let first = self.section.with(|section| {
+            if let Some(done) = done {
+                section
+                    .waiters
+                    .push(done)
+                    .map_err(|_| BlockError::NoMemory)?;
+            }
+            section.count += 1;
+            if section.count == 1 {
+                section.phase = Phase::Listeners;
+                section.since_tick = watch::tick();
+                section.reported = false;
+            }
+            Ok(section.count == 1)
+        })?;
+        if first {
+            for_each_listener(self, |listener| listener.drained_begin(self));
+        }
+        kick();
+        Ok(())
+    }
+
+    /// Ends a drained section. On the last end, gates open and what is parked goes on. Never waits. Main loop only.
+    pub fn drain_end(&'static self) {
+        let last = self.section.with(|section| {
+            debug_assert!(
+                section.count > 0,
+                "a drained section ended that never began"
+            );
+            section.count = section.count.saturating_sub(1);
+            if section.count == 0 {
+                section.phase = Phase::Running;
+                debug_assert!(
+                    section.waiters.is_empty(),
+                    "a drained section ended before it was quiet"
+                );
+            }
+            section.count == 0
+        });
+        if last {
+            set_gate(self, false);
+            for_each_listener(self, |listener| listener.drained_end(self));
+        }
+    }
+
+    /// Begins a drained section and waits until it is quiet; the guard ends it. Main loop only, outside coroutines; allowed between
+    /// `acquire` and `release` of the main context.
+    ///
+    /// # Errors
+    /// `Invalid` off the main loop.
+    pub fn drained(&'static self) -> Result<DrainGuard, BlockError> {
+        self.begin(None)?;
+        let guard = DrainGuard { backend: self };
+        aio::wait_while(|| !self.is_quiet());
+        Ok(guard)
+    }
+
+    /// Whether a drained section is on and quiet. Main loop only.
+    pub fn is_quiet(&'static self) -> bool {
+        self.section.with(|section| section.phase == Phase::Quiet)
+    }
+
+    /// How many drained sections are on. Main loop only.
+    pub fn quiesce_count(&'static self) -> u32 {
+        self.section.with(|section| section.count)
+    }
+}
+
+/// A drained section; ends when dropped (CS-6).
+#[must_use = "the section ends when the guard is dropped"]
+pub struct DrainGuard {
+    backend: &'static Backend,
+}
+
+impl Drop for DrainGuard {
+    fn drop(&mut self) {
+        self.backend.drain_end();
+    }
+}
+
+/// Begins a drained section on every backend, also on those created before it ends; `done` as for
+/// [`Backend::drain_begin`]. Main loop only.
+///
+/// # Errors
+/// As [`Backend::drain_begin`].
+pub fn drain_all_begin(done: Callback) -> Result<(), BlockError> {
+    if held_levels() != 0 {
+        return Err(BlockError::Busy);
+    }
+    if arch::current_core() != Some(0) {
+        return Err(BlockError::Invalid);
+    }
+    ALL.with(|all| all.waiting.push(done))
+        .map_err(|_| BlockError::NoMemory)?;
+    ALL_SECTIONS.fetch_add(1, Ordering::Relaxed);
+    for backend in backend::backends() {
+        // Without a waiter this cannot fail: we are the main loop.
+        let _ = backend.begin(None);
+    }
+    kick();
+    Ok(())
+}
+
+/// Ends a section of [`drain_all_begin`]. Main loop only.
+pub fn drain_all_end() {
+    ALL_SECTIONS.fetch_sub(1, Ordering::Relaxed);
+    for backend in backend::backends() {
+        backend.drain_end();
+    }
+}
+
+fn finish_all() {
+    let waiting = ALL.with(|all| all.waiting.len());
+    if waiting == 0 || !backend::backends().all(Backend::is_quiet) {
+        return;
+    }
+    let waiters = ALL.with(|all| {
+        let waiters = all.waiting.clone();
+        all.waiting.clear();
+        waiters
+    });
+    for waiter in waiters {
+        waiter.call();
+    }
+}
+
+/// Why a drained section is not quiet yet, or that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainState {
+    /// A listener still works.
+    Listener,
+    /// This core has requests in flight, or has not looked yet.
+    Core(CoreId),
+    /// Nothing: the section is quiet.
+    Quiet,
+}
+
+/// Calls `f(backend, nesting, seconds since it began, what it waits for)` for every drained section; the requests themselves
+/// are in [`for_each_in_flight`](super::for_each_in_flight). Main loop only.
+pub fn for_each_section(mut f: impl FnMut(&'static Backend, u32, u32, DrainState)) {
+    for backend in backend::backends() {
+        let (count, phase, since) = backend.section.with(|s| (s.count, s.phase, s.since_tick));
+        let age = watch::tick().wrapping_sub(since);
+        match phase {
+            Phase::Running => {}
+            Phase::Quiet => f(backend, count, age, DrainState::Quiet),
+            Phase::Listeners => f(backend, count, age, DrainState::Listener),
+            Phase::Cores => {
+                let generation = backend.gate.load(Ordering::Relaxed) >> 1;
+                for core in started_cores() {
+                    if backend.cores.get(core).answered.load(Ordering::Acquire) != generation {
+                        f(backend, count, age, DrainState::Core(core));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Seconds after which a drained section that is not quiet is reported.
+const REPORT_AFTER_S: u32 = 5;
+
+/// Once a second, from the watch: names what a slow drain waits for (CS-13), once a section.
+pub(crate) fn report_slow() {
+    for backend in backend::backends() {
+        let slow = backend.section.with(|section| {
+            let slow = matches!(section.phase, Phase::Listeners | Phase::Cores)
+                && !section.reported
+                && watch::tick().wrapping_sub(section.since_tick) >= REPORT_AFTER_S;
+            section.reported |= slow;
+            slow
+        });
+        if !slow {
+            continue;
+        }
+        let named = AtomicBool::new(false);
+        token::for_each_in_flight(|view| {
+            if view.backend == backend.index() && !named.swap(true, Ordering::Relaxed) {
+                log::warn!(
+                    "drain of {} waits {} s: {} at {} from core {}, {} s old",
+                    backend.name(),
+                    REPORT_AFTER_S,
+                    view.operation.name(),
+                    view.offset,
+                    view.core,
+                    view.age_s
+                );
+            }
+        });
+        if !named.load(Ordering::Relaxed) {
+            log::warn!(
+                "drain of {} waits {REPORT_AFTER_S} s for its user",
+                backend.name()
+            );
+        }
+    }
+}

@@ -1,0 +1,515 @@
+//! Requests: owned, move-only handles on records from a per-core static pool.
+//!
+//! A request is made on the core that will get its answer ([`new`]), filled with owned buffers, given a completion, and
+//! submitted to a [`Backend`](super::Backend). It comes back, with its buffers, to its completion, on that same core, from a
+//! bottom half, never inside `submit`. Whoever gets it may [`reuse`](Request::reuse) or drop it.
+//!
+//! ```text
+//!            new()                submit()                    complete()            callback
+//!  free ──────────────▶ filled ──────────────▶ travelling ──────────────▶ finished ─────────▶ filled or free
+//!   ▲                                (parked while its backend is drained)                        │
+//!   └─────────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//! Nodes narrow a request's *window* (`offset`, `len`, and where its data starts) and may change its operation; the frame that
+//! they push holds what was there, so that one record serves a whole chain, split or not.
+#![forbid(unsafe_code)]
+
+use core::ops::{Deref, DerefMut};
+
+use heapless::Vec;
+
+use super::core_state;
+use super::node::{Layer, NodeDriver};
+use super::token::{InFlight, Queued};
+use super::{BlockError, zero};
+use crate::aio::BottomHalf;
+use crate::arch::{self, CoreId};
+use crate::config::{MAX_DEPTH, MAX_SEGMENTS};
+use crate::sync::{Buffer, PoolBox};
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Operation {
+    /// Fill the segments from the range.
+    Read,
+    /// Write the segments to the range.
+    Write,
+    /// Make durable every write that completed before (DUR-1).
+    Flush,
+    /// The range's content is no longer needed.
+    Discard,
+    /// The range reads as zeroes from now on.
+    WriteZeroes,
+}
+
+impl Operation {
+    /// All operations, in the order of their [`index`](Self::index).
+    pub const ALL: [Self; 5] = [
+        Self::Read,
+        Self::Write,
+        Self::Flush,
+        Self::Discard,
+        Self::WriteZeroes,
+    ];
+
+    /// Position in per-operation tables.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether it changes the medium; `Flush` does not.
+    pub const fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
+    }
+
+    /// Whether it carries data segments.
+    pub const fn has_data(self) -> bool {
+        matches!(self, Self::Read | Self::Write)
+    }
+
+    /// A word for a person.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write-zeroes",
+        }
+    }
+}
+
+bitflags::bitflags! {
+    /// How an operation is to be done.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct RequestFlags: u8 {
+        /// The answer comes only when this request's effect is durable (DUR-2).
+        const FUA = 1 << 0;
+        /// Write-zeroes may deallocate.
+        const MAY_UNMAP = 1 << 1;
+        /// Write-zeroes must fail, with nothing written, where it would be no faster than writing zeroes.
+        const FAST_ZERO = 1 << 2;
+    }
+}
+
+/// Part of an owned buffer that takes or gives data.
+pub struct Segment {
+    /// The buffer; it comes back with the request.
+    pub buffer: Buffer,
+    /// First byte used, from the buffer's start.
+    pub start: u32,
+    /// Bytes used.
+    pub len: u32,
+}
+
+/// A contiguous run of memory for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Address as the device sees it.
+    pub dma: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// What is called with the finished request, on [`home`](RequestRecord::home).
+pub type Completion = &'static (dyn Fn(Request) + Sync);
+
+/// A completion that lets the request go.
+pub fn forget(_request: Request) {}
+
+/// What a node needs to know of a request when it comes back up; see [`NodeDriver::completed`].
+#[derive(Clone, Copy)]
+pub struct Frame {
+    /// Whose frame it is.
+    pub(crate) node: &'static dyn Layer,
+    /// The core on which the node wants it back.
+    pub(crate) core: u8,
+    /// The node's own note.
+    pub stage: u8,
+    /// Operation as it came from above.
+    pub operation: Operation,
+    /// Flags as they came from above.
+    pub flags: RequestFlags,
+    pub(crate) data_start: u32,
+    /// Offset as it came from above.
+    pub offset: u64,
+    /// Length as it came from above.
+    pub len: u64,
+}
+
+/// Which way a request is going when it reaches another core or the completion list.
+#[derive(Clone, Copy)]
+pub(crate) enum Direction {
+    /// Up: frames first, then the completion.
+    Up,
+    /// Down: into this node.
+    Into(&'static dyn NodeDriver),
+    /// Back to its pool: it was dropped on another core.
+    Home,
+}
+
+/// The record behind a [`Request`].
+pub struct RequestRecord {
+    /// What to do.
+    pub operation: Operation,
+    /// How.
+    pub flags: RequestFlags,
+    /// First byte, from the start of whatever it was submitted to.
+    pub offset: u64,
+    /// Bytes; 0 for a flush.
+    pub len: u64,
+    /// The data of a read or write: the lengths add up to `len`.
+    pub segments: Vec<Segment, MAX_SEGMENTS>,
+    /// Who gets the request back.
+    pub completion: Completion,
+    /// For the submitter; untouched by the block layer.
+    pub user: [u64; 2],
+    /// The outcome, valid in the completion.
+    pub result: Result<(), BlockError>,
+    pub(crate) home: CoreId,
+    /// Where the window's data starts in the concatenated segments.
+    pub(crate) data_start: u32,
+    /// The data are zeroes from the shared zero page instead of the segments.
+    pub(crate) zeroes: bool,
+    /// For nodes that delay.
+    pub(crate) due_ns: u64,
+    pub(crate) direction: Direction,
+    pub(crate) token: Option<InFlight>,
+    pub(crate) queued: Option<Queued>,
+    pub(crate) next: Option<Request>,
+    pub(crate) frames: Vec<Frame, MAX_DEPTH>,
+}
+
+impl RequestRecord {
+    pub(crate) const fn empty(home: CoreId) -> Self {
+        Self {
+            operation: Operation::Read,
+            flags: RequestFlags::empty(),
+            offset: 0,
+            len: 0,
+            segments: Vec::new(),
+            completion: &forget,
+            user: [0; 2],
+            result: Ok(()),
+            home,
+            data_start: 0,
+            zeroes: false,
+            due_ns: 0,
+            direction: Direction::Up,
+            token: None,
+            queued: None,
+            next: None,
+            frames: Vec::new(),
+        }
+    }
+
+    /// The core that made the request and gets it back (CS-10).
+    pub fn home(&self) -> CoreId {
+        self.home
+    }
+
+    /// Adds a whole buffer, or the first `len` bytes of it, to the data.
+    ///
+    /// # Errors
+    /// Gives the buffer back when there are too many segments or `len` is more than the buffer holds.
+    pub fn add_buffer(&mut self, buffer: Buffer, len: usize) -> Result<(), Buffer> {
+        if len > buffer.len() || len > u32::MAX as usize {
+            return Err(buffer);
+        }
+        let segment = Segment {
+            buffer,
+            start: 0,
+            len: len as u32,
+        };
+        self.segments
+            .push(segment)
+            .map_err(|segment| segment.buffer)
+    }
+
+    /// Takes the first buffer out; for requests of one buffer.
+    pub fn take_buffer(&mut self) -> Option<Buffer> {
+        if self.segments.is_empty() {
+            None
+        } else {
+            Some(self.segments.remove(0).buffer)
+        }
+    }
+
+    /// Memory for the window's data, piece by piece, as a device needs it.
+    pub fn pieces(&self) -> Pieces<'_> {
+        Pieces {
+            record: self,
+            segment: 0,
+            skip: if self.zeroes {
+                0
+            } else {
+                u64::from(self.data_start)
+            },
+            left: if self.operation.has_data() {
+                self.len
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Calls `f` with the window's data in order, to read them (ram node, test devices, exports).
+    pub fn for_each_slice(&self, mut f: impl FnMut(&[u8])) {
+        let mut left = usize::try_from(self.len).unwrap_or(usize::MAX);
+        if self.zeroes {
+            while left > 0 {
+                let part = left.min(zero::ZEROES.len());
+                f(&zero::ZEROES.bytes()[..part]);
+                left -= part;
+            }
+            return;
+        }
+        let mut skip = self.data_start as usize;
+        for segment in &self.segments {
+            let (start, len) = (segment.start as usize, segment.len as usize);
+            if skip >= len {
+                skip -= len;
+                continue;
+            }
+            let part = (len - skip).min(left);
+            f(&segment.buffer.as_slice()[start + skip..start + skip + part]);
+            skip = 0;
+            left -= part;
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Calls `f` with the window's data in order, to fill them.
+    pub fn for_each_slice_mut(&mut self, mut f: impl FnMut(&mut [u8])) {
+        let mut left = usize::try_from(self.len).unwrap_or(usize::MAX);
+        let mut skip = self.data_start as usize;
+        for segment in &mut self.segments {
+            let (start, len) = (segment.start as usize, segment.len as usize);
+            if skip >= len {
+                skip -= len;
+                continue;
+            }
+            let part = (len - skip).min(left);
+            f(&mut segment.buffer.as_mut_slice()[start + skip..start + skip + part]);
+            skip = 0;
+            left -= part;
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Whether the segments are inside their buffers and add up to `len`.
+    pub(crate) fn data_fits(&self) -> bool {
+        if !self.operation.has_data() {
+            return true;
+        }
+        let mut sum = 0u64;
+        for segment in &self.segments {
+            if u64::from(segment.start) + u64::from(segment.len) > segment.buffer.len() as u64 {
+                return false;
+            }
+            sum += u64::from(segment.len);
+        }
+        sum == self.len && sum <= u64::from(u32::MAX)
+    }
+
+    /// Pushes a frame with the present window. `false`: the stack is full, which a graph checked at construction never causes.
+    #[must_use]
+    pub(crate) fn push_frame(&mut self, node: &'static dyn Layer, core: CoreId, stage: u8) -> bool {
+        let frame = Frame {
+            node,
+            core: core as u8,
+            stage,
+            operation: self.operation,
+            flags: self.flags,
+            data_start: self.data_start,
+            offset: self.offset,
+            len: self.len,
+        };
+        self.frames.push(frame).is_ok()
+    }
+
+    /// Puts a frame back, as it was popped, perhaps with another note.
+    pub(crate) fn repush(&mut self, frame: Frame) {
+        // There is room: this frame has just been taken from here.
+        let _ = self.frames.push(frame);
+    }
+
+    /// Makes the window what it was when the frame was pushed.
+    pub(crate) fn restore(&mut self, frame: &Frame) {
+        self.operation = frame.operation;
+        self.flags = frame.flags;
+        self.offset = frame.offset;
+        self.len = frame.len;
+        self.data_start = frame.data_start;
+        self.zeroes = false;
+    }
+
+    /// Moves the window to `[offset, offset + len)`, a part of the one in `frame`.
+    pub(crate) fn set_window(&mut self, frame: &Frame, offset: u64, len: u64) {
+        self.data_start = frame.data_start + (offset - frame.offset) as u32;
+        self.offset = offset;
+        self.len = len;
+    }
+}
+
+/// Iterator of [`RequestRecord::pieces`].
+pub struct Pieces<'a> {
+    record: &'a RequestRecord,
+    segment: usize,
+    skip: u64,
+    left: u64,
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        if self.left == 0 {
+            return None;
+        }
+        if self.record.zeroes {
+            let len = self.left.min(zero::ZEROES.len() as u64);
+            self.left -= len;
+            return Some(Piece {
+                dma: zero::ZEROES.dma(),
+                len: len as u32,
+            });
+        }
+        loop {
+            let segment = self.record.segments.get(self.segment)?;
+            self.segment += 1;
+            let len = u64::from(segment.len);
+            if self.skip >= len {
+                self.skip -= len;
+                continue;
+            }
+            let skip = self.skip;
+            self.skip = 0;
+            let part = (len - skip).min(self.left);
+            self.left -= part;
+            let dma = segment.buffer.dma() + u64::from(segment.start) + skip;
+            return Some(Piece {
+                dma,
+                len: part as u32,
+            });
+        }
+    }
+}
+
+/// An owned request. Dropping it gives the record back to its core and wakes who waits for one; dropping one that is
+/// travelling is a bug, reported in debug builds, and still returns its token.
+#[must_use = "a request that is dropped is never answered"]
+pub struct Request {
+    /// `None` only inside `drop`.
+    record: Option<PoolBox<RequestRecord>>,
+}
+
+impl Request {
+    pub(crate) fn from_record(record: PoolBox<RequestRecord>) -> Self {
+        Self {
+            record: Some(record),
+        }
+    }
+
+    /// Makes a finished request ready for another use: buffers, completion and `user` stay.
+    pub fn reuse(&mut self, operation: Operation, offset: u64, len: u64) {
+        let record = &mut **self;
+        record.operation = operation;
+        record.flags = RequestFlags::empty();
+        record.offset = offset;
+        record.len = len;
+        record.result = Ok(());
+        record.data_start = 0;
+        record.zeroes = false;
+        record.direction = Direction::Up;
+        record.frames.clear();
+    }
+
+    /// The record's number in its core's pool.
+    pub fn index(&self) -> usize {
+        self.record.as_ref().map_or(0, PoolBox::index)
+    }
+}
+
+impl Deref for Request {
+    type Target = RequestRecord;
+
+    #[inline]
+    fn deref(&self) -> &RequestRecord {
+        match &self.record {
+            Some(record) => record,
+            None => unreachable!("only drop empties a request"),
+        }
+    }
+}
+
+impl DerefMut for Request {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut RequestRecord {
+        match &mut self.record {
+            Some(record) => record,
+            None => unreachable!("only drop empties a request"),
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else {
+            return;
+        };
+        debug_assert!(
+            (record.token.is_none() && record.queued.is_none()) || super::unwinding(),
+            "a travelling request was dropped: {} at {}",
+            record.operation.name(),
+            record.offset,
+        );
+        record.token = None;
+        record.queued = None;
+        record.segments.clear();
+        record.frames.clear();
+        core_state::free(record);
+    }
+}
+
+/// A request record of the current core, or `None`: all are in use, so call [`wait_for_request`] and try again when it
+/// schedules you.
+pub fn new(operation: Operation, offset: u64, len: u64) -> Option<Request> {
+    take(operation, offset, len, false)
+}
+
+/// Like [`new`], but may take the records that are kept back for drain and shutdown.
+pub fn new_reserved(operation: Operation, offset: u64, len: u64) -> Option<Request> {
+    take(operation, offset, len, true)
+}
+
+fn take(operation: Operation, offset: u64, len: u64, reserved: bool) -> Option<Request> {
+    let core = arch::current_core()?;
+    let mut request = Request::from_record(core_state::allocate(core, reserved)?);
+    request.reuse(operation, offset, len);
+    request.completion = &forget;
+    request.user = [0; 2];
+    Some(request)
+}
+
+/// Schedules `waiter` (once) when a record of this core is free; waiters are served in order, one a record.
+pub fn wait_for_request(waiter: BottomHalf) {
+    core_state::wait(waiter);
+}
+
+/// Answers a request: hands it up to the nodes it passed and at last to its completion, each on the core where it belongs,
+/// later, from a bottom half. For devices and nodes, on any core; exactly once a submission.
+pub fn complete(mut request: Request, result: Result<(), BlockError>) {
+    request.result = result;
+    request.direction = Direction::Up;
+    let target = request
+        .frames
+        .last()
+        .map_or(request.home, |frame| frame.core as CoreId);
+    core_state::deliver(target, request);
+}

@@ -1,0 +1,174 @@
+//! In-flight tokens: what a drain counts (CS-5).
+//!
+//! A token is made before a request can be reached by anyone, travels in the record, spans everything the request does
+//! (DUR-8), and is dropped after the completion returned (DRN-29). While a request is parked it carries a [`Queued`] token
+//! instead, which does not count but keeps the backend from being deleted. Both live on the request's home core.
+//!
+//! Each token also fills a place in a table that any core may read, so that "what hangs, where, since when" has an answer
+//! (CS-13) without a clock read: ages count in the seconds of [`watch`](super::watch).
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::request::RequestRecord;
+use super::{Backend, Operation, Request, core_state, watch};
+use crate::arch::CoreId;
+use crate::config::{MAX_CORES, REQUESTS_PER_CORE};
+use crate::sync::{CachePadded, CoreArray};
+
+/// One request in flight, as others see it.
+struct Entry {
+    /// 0, or `LIVE | disk << 48 | backend << 40 | operation << 32 | tick`.
+    what: AtomicU64,
+    /// Offset, from the backend's start.
+    offset: AtomicU64,
+}
+
+const LIVE: u64 = 1 << 63;
+
+static TABLE: CoreArray<[Entry; REQUESTS_PER_CORE]> = CoreArray::new(
+    [const {
+        CachePadded::new(
+            [const {
+                Entry {
+                    what: AtomicU64::new(0),
+                    offset: AtomicU64::new(0),
+                }
+            }; REQUESTS_PER_CORE],
+        )
+    }; MAX_CORES],
+);
+
+/// A request that is being worked on.
+#[must_use = "dropping the token ends the request's count"]
+pub(crate) struct InFlight {
+    backend: &'static Backend,
+    core: u16,
+    slot: u16,
+    started_ns: u64,
+}
+
+/// A request that waits for the end of a drained section.
+#[must_use = "dropping the token forgets the parked request"]
+pub(crate) struct Queued {
+    backend: &'static Backend,
+    core: u16,
+}
+
+impl InFlight {
+    /// Counts `request`, on its home core, before anybody else can see it.
+    #[inline]
+    pub(crate) fn new(backend: &'static Backend, request: &Request) -> Self {
+        let core = request.home;
+        let slot = request.index();
+        backend.count_up(core);
+        let what = LIVE
+            | (backend.index() as u64) << 40
+            | (request.operation.index() as u64) << 32
+            | u64::from(watch::tick());
+        let entry = &TABLE.get(core)[slot];
+        entry.offset.store(request.offset, Ordering::Relaxed);
+        entry.what.store(what, Ordering::Relaxed);
+        Self {
+            backend,
+            core: core as u16,
+            slot: slot as u16,
+            started_ns: core_state::turn_ns(core),
+        }
+    }
+
+    /// Ends the count while the request waits for the end of a drain. `parked` has been made before, so that the request is
+    /// never without a token.
+    pub(crate) fn park(self) -> Queued {
+        Queued::new(self.backend, self.core as CoreId)
+    }
+
+    /// Notes that the request is with disk number `disk`.
+    #[inline]
+    pub(crate) fn at_disk(&self, disk: usize) {
+        let entry = &TABLE.get(self.core as CoreId)[self.slot as usize].what;
+        entry.store(
+            entry.load(Ordering::Relaxed) | (disk as u64 + 1) << 48,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Books the finished request.
+    #[inline]
+    pub(crate) fn account(&self, record: &RequestRecord) {
+        self.backend
+            .account(self.core as CoreId, record, self.started_ns);
+    }
+}
+
+impl Drop for InFlight {
+    #[inline]
+    fn drop(&mut self) {
+        TABLE.get(self.core as CoreId)[self.slot as usize]
+            .what
+            .store(0, Ordering::Relaxed);
+        self.backend.count_down(self.core as CoreId);
+    }
+}
+
+impl Queued {
+    fn new(backend: &'static Backend, core: CoreId) -> Self {
+        backend.parked_up(core);
+        Self {
+            backend,
+            core: core as u16,
+        }
+    }
+
+    /// Counts the request again, before it is let go (DRN-12).
+    pub(crate) fn admit(self, request: &Request) -> InFlight {
+        InFlight::new(self.backend, request)
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.backend.parked_down(self.core as CoreId);
+    }
+}
+
+/// A request in flight, as a person wants to see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlightView {
+    /// Number of its backend ([`Backend::index`]).
+    pub backend: usize,
+    /// Number of the disk that has it, if it has come so far.
+    pub disk: Option<usize>,
+    /// What it does.
+    pub operation: Operation,
+    /// First byte, from the backend's start.
+    pub offset: u64,
+    /// Core that submitted it.
+    pub core: CoreId,
+    /// Seconds since then.
+    pub age_s: u32,
+}
+
+/// Calls `f` for every request in flight; a snapshot without locks, so one that just ended may still be in it.
+pub fn for_each_in_flight(mut f: impl FnMut(InFlightView)) {
+    let now = watch::tick();
+    for core in 0..MAX_CORES {
+        if core_state::started() & (1 << core) == 0 {
+            continue;
+        }
+        for entry in TABLE.get(core) {
+            let what = entry.what.load(Ordering::Relaxed);
+            if what & LIVE == 0 {
+                continue;
+            }
+            f(InFlightView {
+                backend: (what >> 40) as usize & 0xff,
+                disk: ((what >> 48) as usize & 0xff).checked_sub(1),
+                operation: Operation::ALL[((what >> 32) as usize & 0xf).min(4)],
+                offset: entry.offset.load(Ordering::Relaxed),
+                core,
+                age_s: now.wrapping_sub(what as u32),
+            });
+        }
+    }
+}
