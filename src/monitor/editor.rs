@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(seen, ["cmd 10", "cmd 10"]);
         let (seen, _) = lines(&mut editor, &[0x10; 40]);
         assert!(seen.is_empty());
-        assert_eq!(editor.line(), "cmd 6");
+        assert_eq!(editor.line(), "cmd 5");
     }
 
     #[test]
