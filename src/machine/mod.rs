@@ -4,7 +4,19 @@
 //! |---|---|
 //! | [`tree`] | device tree → [`tree::MachineInfo`] |
 //! | [`options`] | boot arguments → [`options::Options`] |
+//! | `start` | the start order, to the running loops |
+//! | `serial` | the UART as the console's port |
+//! | `surface` | what the console shows of the machine |
+//! | `power` | power key, shutdown |
 #![forbid(unsafe_code)]
 
 pub mod options;
+#[cfg(target_os = "none")]
+pub mod power;
+#[cfg(target_os = "none")]
+pub mod serial;
+#[cfg(target_os = "none")]
+pub mod start;
+#[cfg(target_os = "none")]
+pub mod surface;
 pub mod tree;

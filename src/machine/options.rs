@@ -11,9 +11,11 @@
 #![forbid(unsafe_code)]
 
 use core::fmt;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{Ipv4Addr, SocketAddrV4};
 
 use heapless::{String, Vec};
+
+pub use crate::net::config::{Cidr, IpConfig};
 
 /// Exports that can be named in the boot options.
 pub const MAX_EXPORTS: usize = 32;
@@ -25,69 +27,6 @@ pub const MAX_EXPORT_NAME: usize = 64;
 pub const MAX_PROBLEMS: usize = 8;
 /// Port that NBD is registered for.
 pub const NBD_PORT: u16 = 10809;
-
-/// An address with the length of its network prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    /// Address.
-    pub address: IpAddr,
-    /// Prefix length in bits, at most 32 or 128.
-    pub prefix: u8,
-}
-
-impl Cidr {
-    /// Reads `ADDR/LEN`; a bare address is a network of one.
-    pub fn parse(text: &str) -> Option<Cidr> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().ok()?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
-            Some(prefix) => number(prefix).filter(|prefix| *prefix <= bits)? as u8,
-            None => bits as u8,
-        };
-        Some(Cidr { address, prefix })
-    }
-
-    /// Whether `address` lies in this network. Families never match each other.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                let shift = 32 - u32::from(self.prefix);
-                (u64::from(own.to_bits() ^ other.to_bits()) >> shift) == 0
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => {
-                let difference = own.to_bits() ^ other.to_bits();
-                self.prefix == 0 || difference >> (128 - u32::from(self.prefix)) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-/// `ironthread.ip`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ip {
-    /// Ask a DHCP server.
-    Dhcp,
-    /// Fixed address, with or without a gateway.
-    Static {
-        /// Own address and network.
-        address: Cidr,
-        /// Next hop to everywhere else.
-        gateway: Option<IpAddr>,
-    },
-    /// No network.
-    Off,
-}
 
 /// `ironthread.nic`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,11 +96,11 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Network address; DHCP unless given.
-    pub ip: Ip,
+    pub ip: IpConfig,
     /// Network card; the first unless given.
     pub nic: Nic,
     /// Where NBD listens: `None` is nowhere; any address, port 10809, unless given.
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<SocketAddrV4>,
     /// Who may connect; `None` is everybody, an empty list nobody.
     pub allow: Option<Vec<Cidr, MAX_ALLOW>>,
     /// Exports; `None` is every disk read-only.
@@ -179,12 +118,9 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            ip: Ip::Dhcp,
+            ip: IpConfig::Dhcp,
             nic: Nic::First,
-            listen: Some(SocketAddr::new(
-                IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED),
-                NBD_PORT,
-            )),
+            listen: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, NBD_PORT)),
             allow: None,
             exports: None,
             log: log::LevelFilter::Info,
@@ -226,7 +162,7 @@ impl Options {
             "ip" => {
                 self.ip = parse_ip(value).unwrap_or_else(|reason| {
                     self.problem(word, reason);
-                    Ip::Off
+                    IpConfig::Off
                 })
             }
             "nic" => match parse_nic(value) {
@@ -267,8 +203,8 @@ impl Options {
     fn set_allow(&mut self, word: &str, value: &str) {
         let mut list = Vec::new();
         for entry in value.split(',') {
-            match Cidr::parse(entry) {
-                Some(cidr) => {
+            match entry.parse::<Cidr>() {
+                Ok(cidr) => {
                     if list.push(cidr).is_err() {
                         self.problem(
                             entry,
@@ -276,7 +212,7 @@ impl Options {
                         );
                     }
                 }
-                None => {
+                Err(()) => {
                     self.problem(word, "ADDR/LEN[,…] expected; nobody admitted");
                     list.clear();
                     break;
@@ -330,11 +266,11 @@ fn number(text: &str) -> Option<u32> {
         .flatten()
 }
 
-fn parse_ip(value: &str) -> Result<Ip, &'static str> {
+fn parse_ip(value: &str) -> Result<IpConfig, &'static str> {
     const EXPECTED: &str = "dhcp, off or ADDR/LEN[,GATEWAY] expected; network off";
     match value {
-        "dhcp" => return Ok(Ip::Dhcp),
-        "off" => return Ok(Ip::Off),
+        "dhcp" => return Ok(IpConfig::Dhcp),
+        "off" => return Ok(IpConfig::Off),
         _ => {}
     }
     let (address, gateway) = match value.split_once(',') {
@@ -344,21 +280,21 @@ fn parse_ip(value: &str) -> Result<Ip, &'static str> {
     if !address.contains('/') {
         return Err(EXPECTED);
     }
-    let address = Cidr::parse(address).ok_or(EXPECTED)?;
-    if address.address.is_unspecified() || address.address.is_multicast() {
+    let address: Cidr = address.parse().map_err(|()| EXPECTED)?;
+    if address.address.is_unspecified() || address.address.is_multicast() || address.address.is_broadcast() {
         return Err("not an address for a machine; network off");
     }
     let gateway = match gateway {
         None => None,
         Some(text) => {
-            let gateway: IpAddr = text.parse().map_err(|_| EXPECTED)?;
+            let gateway: Ipv4Addr = text.parse().map_err(|_| EXPECTED)?;
             if !address.contains(gateway) {
                 return Err("gateway is not in the network; network off");
             }
             Some(gateway)
         }
     };
-    Ok(Ip::Static { address, gateway })
+    Ok(IpConfig::Static { address, gateway })
 }
 
 fn parse_nic(value: &str) -> Option<Nic> {

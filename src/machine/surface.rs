@@ -1,0 +1,76 @@
+//! What the console shows of the machine: cores, memory, exports, connections.
+#![forbid(unsafe_code)]
+
+use core::fmt::{self, Write};
+
+use super::{power, start};
+use crate::arch::{self, aarch64 as metal};
+use crate::monitor::commands::System;
+use crate::monitor::format::{Duration, Size};
+
+/// The machine, as the console sees it.
+pub struct Surface;
+
+/// The only one.
+pub static SURFACE: Surface = Surface;
+
+impl System for Surface {
+    fn version(&self, out: &mut dyn Write) -> fmt::Result {
+        let profile = if cfg!(feature = "small") { "small" } else { "default" };
+        writeln!(out, "ironthread {}, profile {profile}", env!("CARGO_PKG_VERSION"))?;
+        if let (Some(board), Some(machine)) = (start::board(), start::machine()) {
+            writeln!(
+                out,
+                "{}: {} of {} cores, GICv{}, started in EL{}, up {}",
+                board.name,
+                arch::cores(),
+                machine.cores_listed,
+                machine.gic.version(),
+                metal::start_level(),
+                Duration(arch::now_ns()),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn cores(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "core  interrupts      timer     sleeps      kicks")?;
+        for core in 0..arch::cores() {
+            let counters = metal::counters(core);
+            writeln!(
+                out,
+                "{core:>4} {:>11} {:>10} {:>10} {:>10}",
+                counters.interrupts, counters.timer_interrupts, counters.sleeps, counters.kicks
+            )?;
+        }
+        Ok(())
+    }
+
+    fn memory(&self, out: &mut dyn Write) -> fmt::Result {
+        if let Some(machine) = start::machine() {
+            for region in &machine.memory {
+                writeln!(out, "{:#014x} {:>9}  memory", region.base, Size(region.size))?;
+            }
+        }
+        let image = metal::image();
+        writeln!(out, "{:#014x} {:>9}  image with all pools and stacks", image.start, Size(image.end - image.start))
+    }
+
+    fn exports(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "no exports")
+    }
+
+    fn connections(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "no connections")
+    }
+
+    fn shut_down(&self, reboot: bool) {
+        power::shut_down(reboot);
+    }
+
+    fn is_exported(&self, _disk: usize) -> bool {
+        false
+    }
+
+    fn interrupt(&self) {}
+}
