@@ -8,7 +8,7 @@
 use embedded_io::Write;
 use heapless::Deque;
 
-use crate::arch::aarch64::{InterruptError, Trigger, register_interrupt};
+use crate::arch::aarch64::{InterruptError, Trigger, register_interrupt, set_console_region};
 use crate::arch::mmio;
 use crate::devices::uart::{BURST, Uart};
 use crate::machine::tree::Device;
@@ -57,9 +57,10 @@ impl core::fmt::Display for SerialError {
 /// # Errors
 /// See [`SerialError`].
 pub fn start(device: &Device) -> Result<(), SerialError> {
-    let registers = mmio::claim(device.region.base, device.region.size)
-        .and_then(|region| region.into_pointer())
-        .ok_or(SerialError::Registers)?;
+    let region = mmio::claim(device.region.base, device.region.size).ok_or(SerialError::Registers)?;
+    // Reports go to the same UART: they find it where the tree says.
+    set_console_region(&region);
+    let registers = region.into_pointer().ok_or(SerialError::Registers)?;
     STATE.lock().uart = Some(Uart::new(registers));
     register_interrupt(device.interrupt, Trigger::Level, 0, on_interrupt, 0).map_err(SerialError::Interrupt)
 }

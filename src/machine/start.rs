@@ -20,7 +20,6 @@ use super::options::{OnPanic, Options};
 use super::tree::{Gic, MAX_BOOTARGS, MAX_TREE_BYTES, MachineInfo, PsciMethod, Region};
 use super::{power, serial, surface};
 use crate::aio;
-use crate::arch::aarch64::bring_up;
 use crate::arch::aarch64::{self as metal, Conduit, GicAddresses, Range, StopAction};
 use crate::arch::{self, CoreId, mmio};
 use crate::config::MAX_CORES;
@@ -92,7 +91,7 @@ pub(super) fn emergency(bytes: &[u8]) {
 }
 
 fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
-    let bytes = bring_up::tree_at(tree, board.tree_window.clone(), MAX_TREE_BYTES);
+    let bytes = metal::tree_at(tree, board.tree_window.clone(), MAX_TREE_BYTES);
     let parsed = MachineInfo::parse(bytes).map_err(|error| reason(format_args!("{error}")))?;
     let machine = INFO.call_once(|| parsed);
     if let Some(method) = machine.psci {
@@ -101,7 +100,7 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
             PsciMethod::Smc => Conduit::Smc,
         });
     }
-    map(machine).map_err(|error| reason(format_args!("{error}")))?;
+    map(machine).map_err(|error| reason(format_args!("memory map: {error}")))?;
     read_options(machine);
     read_clock(machine);
     start_interrupts(machine)?;
@@ -143,18 +142,17 @@ fn join(regions: impl Iterator<Item = Region>) -> Vec<Region, 24> {
     out
 }
 
-fn map(machine: &MachineInfo) -> Result<(), bring_up::BringUpError> {
+fn map(machine: &MachineInfo) -> Result<(), metal::MapError> {
     let ram = |start, len| Range::Ram { start, len };
     let device = |start, len| Range::Device { start, len };
-    let memory: Vec<Range, 8> = ranges(&machine.memory, ram);
-    let controller: Vec<Range, 8> = match &machine.gic {
-        Gic::V2 { distributor, cpu_interface } => ranges(&[*distributor, *cpu_interface], device),
+    let mut all: Vec<Range, 48> = ranges(&machine.memory, ram);
+    match &machine.gic {
+        Gic::V2 { distributor, cpu_interface } => all.extend(ranges::<2>(&[*distributor, *cpu_interface], device)),
         Gic::V3 { distributor, redistributors } => {
-            let mut all: Vec<Range, 8> = ranges(&[*distributor], device);
+            all.extend(ranges::<1>(&[*distributor], device));
             all.extend(ranges::<4>(redistributors, device));
-            all
         }
-    };
+    }
     let devices = join(
         [machine.uart.region]
             .into_iter()
@@ -163,8 +161,8 @@ fn map(machine: &MachineInfo) -> Result<(), bring_up::BringUpError> {
             .chain(machine.fw_cfg)
             .chain(machine.virtio.iter().map(|slot| slot.region)),
     );
-    let devices: Vec<Range, 24> = ranges(&devices, device);
-    bring_up::map(&memory, &controller, &devices, machine.uart.region.base)
+    all.extend(ranges::<24>(&devices, device));
+    metal::map_memory(&all)
 }
 
 /// `/chosen/bootargs`, else fw_cfg: `-append` needs `-kernel`, a flash start has none.
@@ -227,9 +225,12 @@ fn start_interrupts(machine: &MachineInfo) -> Result<(), Reason> {
         Gic::V3 { distributor, redistributors } => GicAddresses::V3 {
             distributor: distributor.base as usize,
             redistributors: redistributors.first().map_or(0, |region| region.base as usize),
+            redistributors_len: redistributors.first().map_or(0, |region| region.size as usize),
         },
     };
-    bring_up::interrupts(addresses, machine.timer_interrupt).map_err(|error| reason(format_args!("{error}")))
+    metal::start_gic(addresses, machine.timer_interrupt)
+        .and_then(|()| metal::start_gic_core())
+        .map_err(|error| reason(format_args!("{error}")))
 }
 
 fn start_block(core: CoreId) -> Result<(), Reason> {
@@ -280,7 +281,7 @@ fn secondary(core: CoreId) -> ! {
     }
     metal::irq_enable();
     aio::run_loop(context);
-    metal::park()
+    metal::power::park()
 }
 
 fn report_memory(machine: &MachineInfo) {

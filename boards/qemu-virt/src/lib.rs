@@ -11,6 +11,9 @@ mod start;
 /// Where an ELF or flash start finds the device tree: x0 is then 0.
 pub const TREE: usize = 0x4000_0000;
 
+/// What the first table maps as memory: where QEMU puts a device tree.
+pub const MEMORY: core::ops::Range<usize> = 0x4000_0000..0x1_0000_0000;
+
 /// The first PL011, for messages before the tree is read, or where it cannot be.
 pub const UART: usize = 0x0900_0000;
 

@@ -8,6 +8,10 @@ fn main() {}
 ironthread_qemu_virt::entry!(main);
 
 #[cfg(target_os = "none")]
-fn main(_tree: usize) -> ! {
-    panic!("the machine layer is being built")
+fn main(tree: usize) -> ! {
+    static BOARD: ironthread::machine::start::Board = ironthread::machine::start::Board {
+        name: "QEMU virt",
+        tree_window: ironthread_qemu_virt::MEMORY,
+    };
+    ironthread::machine::start::run(&BOARD, tree)
 }

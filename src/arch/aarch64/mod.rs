@@ -2,6 +2,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | [`device_tree`] | the bytes of the tree |
 //! | [`entry`] | from the first instruction of a core to Rust: EL2 drop, MMU on, stacks |
 //! | [`cpu`] | per-core record, interrupt mask, wait, kick |
 //! | [`clock`] | virtual counter in nanoseconds, one-shot deadline, `DelayNs` |
@@ -19,6 +20,7 @@
 
 pub mod clock;
 pub mod cpu;
+pub mod device_tree;
 pub mod entry;
 pub mod exceptions;
 pub mod gic;
@@ -30,6 +32,7 @@ pub mod report;
 pub mod routines;
 pub mod symbols;
 
+pub use device_tree::tree_at;
 pub use clock::{Delay, now_ns};
 pub use cpu::{irq_enable, own_affinity, 
     Counters, IrqState, cores, counters, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick,
