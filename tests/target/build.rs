@@ -1,0 +1,12 @@
+//! Hands the linker scripts of the board to the images.
+
+fn main() {
+    let linker = concat!(env!("CARGO_MANIFEST_DIR"), "/../../linker");
+    println!("cargo:rerun-if-changed=build.rs");
+    for script in ["memory-qemu-virt.x", "sections.ld"] {
+        println!("cargo:rerun-if-changed={linker}/{script}");
+        if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
+            println!("cargo:rustc-link-arg-bins=-T{linker}/{script}");
+        }
+    }
+}
