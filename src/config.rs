@@ -66,6 +66,9 @@ pub const DMA_BYTES: usize = if cfg!(feature = "small") {
     2816 * 1024
 };
 
+/// Exports, those that wait for their last session included.
+pub const EXPORTS: usize = 32;
+
 /// NBD sessions served at once.
 pub const SESSIONS: usize = if cfg!(feature = "small") { 4 } else { 16 };
 

@@ -1,1 +1,12 @@
-//! (being built)
+//! Exports: backends under a name, and the protocols that serve them.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`table`] | names, descriptions and who uses what; changed by the main loop, read by every session |
+//! | [`nbd`] | the NBD server, over any [`ByteStream`](crate::net::stream::ByteStream) |
+#![forbid(unsafe_code)]
+
+pub mod nbd;
+pub mod table;
+
+pub use table::{Export, ExportError, ExportId, RemoveMode, add, export_count, for_each, remove};

@@ -3,5 +3,6 @@
 
 pub mod checksum;
 pub mod config;
+pub mod stream;
 
 pub use config::{AllowList, Cidr, IpConfig, NetConfig};

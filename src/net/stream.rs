@@ -16,7 +16,7 @@
 #![forbid(unsafe_code)]
 
 use core::fmt;
-use core::net::SocketAddr;
+use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use crate::sync::Buffer;
 
@@ -41,6 +41,12 @@ pub enum PeerAddress {
     Internet(SocketAddr),
     /// A peer on the same machine (UNIX socket, UART, an in-memory stream), with a number to tell them apart.
     Local(u32),
+}
+
+impl PeerAddress {
+    /// Nobody yet; all zeroes, so that tables of peers live in `.bss`.
+    pub const NOBODY: Self =
+        PeerAddress::Internet(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)));
 }
 
 impl fmt::Display for PeerAddress {
@@ -99,7 +105,13 @@ pub trait ByteStream {
     /// # Errors
     /// Gives the buffer back, nothing queued, while the queue is full or after the connection has ended; the handler
     /// is stepped again when there is room. At least one buffer of any length is always taken by an idle open stream.
-    fn send_buffer(&mut self, header: &[u8], buffer: Buffer, start: usize, len: usize) -> Result<(), Buffer>;
+    fn send_buffer(
+        &mut self,
+        header: &[u8],
+        buffer: Buffer,
+        start: usize,
+        len: usize,
+    ) -> Result<(), Buffer>;
 
     /// Bytes that [`ByteStream::send`] would take now.
     fn send_space(&self) -> usize;
