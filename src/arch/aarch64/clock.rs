@@ -26,16 +26,28 @@ pub(super) const OFF: u64 = u64::MAX;
 pub(super) fn start() {
     let frequency: u64;
     // SAFETY: reads a register that the firmware set.
-    unsafe { asm!("mrs {}, cntfrq_el0", out(reg) frequency, options(nomem, nostack, preserves_flags)) };
-    set_frequency(if frequency == 0 { FALLBACK_FREQUENCY } else { frequency });
+    unsafe {
+        asm!("mrs {}, cntfrq_el0", out(reg) frequency, options(nomem, nostack, preserves_flags))
+    };
+    set_frequency(if frequency == 0 {
+        FALLBACK_FREQUENCY
+    } else {
+        frequency
+    });
     ORIGIN.store(ticks(), Ordering::Relaxed);
 }
 
 /// Sets the counter's frequency in Hz where the tree's timer node overrides the register. Before other cores run.
 pub fn set_frequency(hertz: u64) {
     let hertz = hertz.max(1);
-    NANOS_PER_TICK.store(((1_000_000_000_u128 << 32) / u128::from(hertz)) as u64, Ordering::Relaxed);
-    TICKS_PER_NANO.store(((u128::from(hertz) << 32) / 1_000_000_000) as u64 + 1, Ordering::Relaxed);
+    NANOS_PER_TICK.store(
+        ((1_000_000_000_u128 << 32) / u128::from(hertz)) as u64,
+        Ordering::Relaxed,
+    );
+    TICKS_PER_NANO.store(
+        ((u128::from(hertz) << 32) / 1_000_000_000) as u64 + 1,
+        Ordering::Relaxed,
+    );
 }
 
 /// The counter. No barrier before it: callers measure and set deadlines, they do not order memory by it.
@@ -56,7 +68,10 @@ fn scale(value: u64, factor: u64) -> u64 {
 /// Monotonic nanoseconds since core 0 started, the same on every core.
 #[inline]
 pub fn now_ns() -> u64 {
-    scale(ticks().wrapping_sub(ORIGIN.load(Ordering::Relaxed)), NANOS_PER_TICK.load(Ordering::Relaxed))
+    scale(
+        ticks().wrapping_sub(ORIGIN.load(Ordering::Relaxed)),
+        NANOS_PER_TICK.load(Ordering::Relaxed),
+    )
 }
 
 /// Turns the timer of the running core off; each core calls it before it takes interrupts.
@@ -68,7 +83,10 @@ pub(super) fn start_core() {
 /// Sets the timer of this core to fire at `deadline_ns` or before. False if that moment has passed.
 pub(super) fn arm(core: &PerCore, deadline_ns: u64) -> bool {
     let from_start = scale(deadline_ns, TICKS_PER_NANO.load(Ordering::Relaxed));
-    let at = ORIGIN.load(Ordering::Relaxed).saturating_add(from_start).saturating_add(1);
+    let at = ORIGIN
+        .load(Ordering::Relaxed)
+        .saturating_add(from_start)
+        .saturating_add(1);
     if at <= ticks() {
         return false;
     }
@@ -85,13 +103,18 @@ pub(super) fn arm(core: &PerCore, deadline_ns: u64) -> bool {
 pub(super) fn interrupt(core: &PerCore) {
     set_control(0);
     core.armed.store(OFF, Ordering::Relaxed);
-    core.timer_interrupts.store(core.timer_interrupts.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    core.timer_interrupts.store(
+        core.timer_interrupts.load(Ordering::Relaxed) + 1,
+        Ordering::Relaxed,
+    );
 }
 
 /// Writes CNTV_CTL_EL0: 1 enabled, 0 off.
 fn set_control(value: u64) {
     // SAFETY: touches only this core's virtual timer. The barrier makes it effective before interrupts are unmasked.
-    unsafe { asm!("msr cntv_ctl_el0, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("msr cntv_ctl_el0, {}", "isb", in(reg) value, options(nostack, preserves_flags))
+    };
 }
 
 /// Busy delays on the counter. Never shorter than asked for.

@@ -66,7 +66,9 @@ pub(super) static ONLINE: AtomicUsize = AtomicUsize::new(0);
 pub(super) fn me() -> &'static PerCore {
     let record: *const PerCore;
     // SAFETY: reads a register that changes no state; it never changes after the entry code set it.
-    unsafe { asm!("mrs {}, tpidr_el1", out(reg) record, options(nomem, nostack, preserves_flags, pure)) };
+    unsafe {
+        asm!("mrs {}, tpidr_el1", out(reg) record, options(nomem, nostack, preserves_flags, pure))
+    };
     // SAFETY: the entry code set TPIDR_EL1 to an element of `PER_CORE` before any Rust ran on this core.
     unsafe { &*record }
 }
@@ -87,7 +89,9 @@ pub fn cores() -> usize {
 pub fn own_affinity() -> u64 {
     let mpidr: u64;
     // SAFETY: reads an identification register.
-    unsafe { asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack, preserves_flags, pure)) };
+    unsafe {
+        asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack, preserves_flags, pure))
+    };
     mpidr & 0xff_00ff_ffff
 }
 
@@ -104,7 +108,9 @@ const DAIF_I: u64 = 1 << 7;
 pub fn irq_mask() -> IrqState {
     let daif: u64;
     // SAFETY: setting PSTATE.I only delays interrupts.
-    unsafe { asm!("mrs {}, daif", "msr daifset, #2", out(reg) daif, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mrs {}, daif", "msr daifset, #2", out(reg) daif, options(nostack, preserves_flags))
+    };
     IrqState(daif & DAIF_I)
 }
 
@@ -145,7 +151,10 @@ pub fn in_interrupt() -> bool {
 /// Call with interrupts masked: a pending interrupt then ends WFI without running its handler, so nothing is lost
 /// between the caller's last look and the sleep. May return early.
 pub fn wait(deadline_ns: Option<u64>) {
-    debug_assert!(irq_masked(), "wait() with interrupts unmasked could sleep through a wake");
+    debug_assert!(
+        irq_masked(),
+        "wait() with interrupts unmasked could sleep through a wake"
+    );
     let core = me();
     if core.kicked.swap(false, Ordering::SeqCst) {
         return;
@@ -155,7 +164,8 @@ pub fn wait(deadline_ns: Option<u64>) {
     {
         return;
     }
-    core.sleeps.store(core.sleeps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    core.sleeps
+        .store(core.sleeps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     // SAFETY: WFI only waits. `dsb sy` first: stores that a waker must see have left this core.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
     // A kick whose store is seen here has been answered by this return; its SGI may still come.
@@ -204,4 +214,3 @@ pub fn counters(core: CoreId) -> Counters {
 pub fn relax() {
     core::hint::spin_loop();
 }
-

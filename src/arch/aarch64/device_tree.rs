@@ -12,7 +12,10 @@ pub fn tree_at(address: usize, window: core::ops::Range<usize>, limit: usize) ->
     let image = image();
     let image = image.start as usize..image.end as usize;
     let clear = |end: usize| end <= window.end && (end <= image.start || address >= image.end);
-    if address < window.start || !address.is_multiple_of(8) || !clear(address.saturating_add(HEADER)) {
+    if address < window.start
+        || !address.is_multiple_of(8)
+        || !clear(address.saturating_add(HEADER))
+    {
         return &[];
     }
     let pointer = core::ptr::with_exposed_provenance::<u8>(address);

@@ -235,7 +235,10 @@ set_up_core:
     per_core_size = const size_of::<PerCore>(),
 );
 
-const _: () = assert!(EMERGENCY_STACK_OFFSET == 8, "set_up_core stores index and emergency stack as a pair");
+const _: () = assert!(
+    EMERGENCY_STACK_OFFSET == 8,
+    "set_up_core stores index and emergency stack as a pair"
+);
 
 unsafe extern "Rust" {
     /// The board's main function; `entry!` of a board's library defines it.
@@ -254,7 +257,9 @@ extern "C" fn first_core(tree: usize, level: usize) -> ! {
     clock::start();
     clock::start_core();
     START_LEVEL.store(level, Ordering::Relaxed);
-    PER_CORE[0].affinity.store(cpu::own_affinity(), Ordering::Relaxed);
+    PER_CORE[0]
+        .affinity
+        .store(cpu::own_affinity(), Ordering::Relaxed);
     ONLINE.store(1, Ordering::Relaxed);
     // SAFETY: a board links exactly one `ironthread_main`, with this signature (its `entry!` checks the type).
     unsafe { ironthread_main(tree) }

@@ -168,7 +168,11 @@ fn write_report(out: &mut dyn Write, frame: &Frame, kind: u64, esr: u64, far: u6
     }
     let place = super::symbols::Place(frame.elr);
     writeln!(out, "  ELR  {:016x}  {place}", frame.elr)?;
-    writeln!(out, "  ESR  {esr:016x}  FAR  {far:016x}  SPSR {:016x}  SP   {:016x}", frame.spsr, frame.sp)?;
+    writeln!(
+        out,
+        "  ESR  {esr:016x}  FAR  {far:016x}  SPSR {:016x}  SP   {:016x}",
+        frame.spsr, frame.sp
+    )?;
     for (row, chunk) in frame.x.chunks(4).enumerate() {
         for (column, value) in chunk.iter().enumerate() {
             write!(out, "  x{:<2}  {value:016x}", row * 4 + column)?;
@@ -206,7 +210,11 @@ fn write_syndrome(out: &mut dyn Write, esr: u64, far: u64) -> fmt::Result {
         0x20 | 0x21 => write!(out, "instruction abort at {far:#x}: {}", FaultStatus(iss)),
         0x22 => out.write_str("misaligned program counter"),
         0x24 | 0x25 => {
-            let access = if iss & 1 << 6 != 0 { "write to" } else { "read of" };
+            let access = if iss & 1 << 6 != 0 {
+                "write to"
+            } else {
+                "read of"
+            };
             write!(out, "data abort, {access} {far:#x}: {}", FaultStatus(iss))
         }
         0x26 => out.write_str("misaligned stack pointer"),
@@ -252,7 +260,10 @@ fn write_guard(out: &mut dyn Write, far: u64) -> fmt::Result {
         ];
         for (name, guard) in guards {
             if (guard..guard + GUARD_BYTES).contains(&far) {
-                return writeln!(out, "  stack overflow: that is the guard page below the {name} stack of core {core}");
+                return writeln!(
+                    out,
+                    "  stack overflow: that is the guard page below the {name} stack of core {core}"
+                );
             }
         }
     }
@@ -265,10 +276,17 @@ pub(super) fn in_stack(address: usize, bytes: usize) -> bool {
         let base = stacks_of(core);
         let stacks = [
             (base + GUARD_BYTES, LOOP_STACK_BYTES),
-            (base + LOOP_TOP + GUARD_BYTES, EXCEPTION_TOP - LOOP_TOP - GUARD_BYTES),
-            (base + EXCEPTION_TOP + GUARD_BYTES, super::entry::EMERGENCY_STACK_BYTES),
+            (
+                base + LOOP_TOP + GUARD_BYTES,
+                EXCEPTION_TOP - LOOP_TOP - GUARD_BYTES,
+            ),
+            (
+                base + EXCEPTION_TOP + GUARD_BYTES,
+                super::entry::EMERGENCY_STACK_BYTES,
+            ),
         ];
-        stacks.iter().any(|&(start, len)| address >= start && address - start + bytes <= len)
+        stacks
+            .iter()
+            .any(|&(start, len)| address >= start && address - start + bytes <= len)
     })
 }
-

@@ -85,7 +85,10 @@ impl core::fmt::Display for GicError {
 
 enum Controller {
     V2(GicV2<'static>),
-    V3 { distributor: GicDistributor<'static>, redistributors: MmioRegion },
+    V3 {
+        distributor: GicDistributor<'static>,
+        redistributors: MmioRegion,
+    },
 }
 
 // SAFETY: device registers, reachable from every core; the lock around it serialises all use.
@@ -145,7 +148,10 @@ fn claim(base: usize, len: usize) -> Result<MmioRegion, GicError> {
 
 fn set_up(addresses: GicAddresses) -> Result<Controller, GicError> {
     match addresses {
-        GicAddresses::V2 { distributor, cpu_interface } => {
+        GicAddresses::V2 {
+            distributor,
+            cpu_interface,
+        } => {
             let registers = claim(distributor, GICD_BYTES)?.base().cast().as_ptr();
             let interface = claim(cpu_interface, GICC_BYTES)?.base().cast().as_ptr();
             // SAFETY: claimed: device memory that nobody else uses. The only other accesses, those of the hot path in
@@ -161,16 +167,26 @@ fn set_up(addresses: GicAddresses) -> Result<Controller, GicError> {
             VERSION.store(2, Ordering::Release);
             Ok(Controller::V2(gic))
         }
-        GicAddresses::V3 { distributor, redistributors, redistributors_len } => {
+        GicAddresses::V3 {
+            distributor,
+            redistributors,
+            redistributors_len,
+        } => {
             let registers = claim(distributor, size_of::<Gicd>())?.base().cast::<Gicd>();
             let redistributors = claim(redistributors, redistributors_len)?;
             // SAFETY: claimed: device memory that nobody else uses, as long as the block.
             let mut gicd = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
             gicd.enable_all_interrupts(false);
             gicd.configure_default_settings();
-            LIMIT.store((gicd.typer().num_spis() + 32).min(SPECIAL), Ordering::Relaxed);
+            LIMIT.store(
+                (gicd.typer().num_spis() + 32).min(SPECIAL),
+                Ordering::Relaxed,
+            );
             VERSION.store(3, Ordering::Release);
-            Ok(Controller::V3 { distributor: gicd, redistributors })
+            Ok(Controller::V3 {
+                distributor: gicd,
+                redistributors,
+            })
         }
     }
 }
@@ -182,15 +198,21 @@ fn set_up(addresses: GicAddresses) -> Result<Controller, GicError> {
 /// See [`GicError`].
 pub fn start_gic_core() -> Result<(), GicError> {
     let core = me();
-    let private = [IntId::sgi(SGI_KICK), IntId::sgi(SGI_HALT), private_id(timer_interrupt())?];
+    let private = [
+        IntId::sgi(SGI_KICK),
+        IntId::sgi(SGI_HALT),
+        private_id(timer_interrupt())?,
+    ];
     let started = with_controller(|controller| match controller {
         Controller::V2(gic) => {
             gic.setup();
             for id in private {
-                gic.enable_interrupt(id, true).map_err(|_| GicError::Refused)?;
+                gic.enable_interrupt(id, true)
+                    .map_err(|_| GicError::Refused)?;
             }
             // SAFETY: ITARGETSR0 is banked: it says which bit this core is; reads as zero on a single core.
-            let own = unsafe { mmio::read32(DISTRIBUTOR.load(Ordering::Relaxed) + GICD_ITARGETSR) } & 0xff;
+            let own = unsafe { mmio::read32(DISTRIBUTOR.load(Ordering::Relaxed) + GICD_ITARGETSR) }
+                & 0xff;
             Ok(u64::from(own.max(1)) << 16)
         }
         Controller::V3 { redistributors, .. } => {
@@ -200,7 +222,9 @@ pub fn start_gic_core() -> Result<(), GicError> {
             let _ = frame.mark_core_awake();
             frame.configure_default_settings();
             for id in private {
-                frame.enable_interrupt(id, true).map_err(|_| GicError::Refused)?;
+                frame
+                    .enable_interrupt(id, true)
+                    .map_err(|_| GicError::Refused)?;
             }
             GicCpuInterface::set_priority_mask(0xff);
             GicCpuInterface::enable_group1(true);
@@ -208,7 +232,10 @@ pub fn start_gic_core() -> Result<(), GicError> {
             unsafe { asm!("isb", options(nostack, preserves_flags)) };
             let affinity = cpu::own_affinity();
             let list = 1 << (affinity & 15) | (affinity >> 4 & 15) << 44;
-            Ok(list | (affinity >> 8 & 0xff) << 16 | (affinity >> 16 & 0xff) << 32 | (affinity >> 32 & 0xff) << 48)
+            Ok(list
+                | (affinity >> 8 & 0xff) << 16
+                | (affinity >> 16 & 0xff) << 32
+                | (affinity >> 32 & 0xff) << 48)
         }
     });
     let target = started.ok_or(GicError::NotStarted)??;
@@ -229,7 +256,11 @@ fn own_redistributor(region: &MmioRegion) -> Result<GicRedistributor<'static>, G
     let affinity = cpu::own_affinity();
     let mut offset = 0;
     while offset + size_of::<GicrSgi>() <= region.size() {
-        let frame = region.base().as_ptr().wrapping_byte_add(offset).cast::<GicrSgi>();
+        let frame = region
+            .base()
+            .as_ptr()
+            .wrapping_byte_add(offset)
+            .cast::<GicrSgi>();
         let frame = NonNull::new(frame).ok_or(GicError::NotMapped)?;
         // SAFETY: inside the claimed region (the loop's condition), which is device memory that nobody else uses.
         let redistributor = GicRedistributor::new(unsafe { UniqueMmioPointer::new(frame) });
@@ -263,7 +294,12 @@ pub(super) fn send_sgi(target: &PerCore, id: u32) {
         // SAFETY: as above; the barrier orders, the store sends.
         unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
         // SAFETY: GICD_SGIR of a started version 2 distributor: `sgi_target` is set only then.
-        unsafe { mmio::write32(DISTRIBUTOR.load(Ordering::Relaxed) + GICD_SGIR, destination as u32 | id) };
+        unsafe {
+            mmio::write32(
+                DISTRIBUTOR.load(Ordering::Relaxed) + GICD_SGIR,
+                destination as u32 | id,
+            )
+        };
     }
 }
 
@@ -287,14 +323,20 @@ pub(super) struct Acknowledged {
 #[inline]
 pub(super) fn acknowledge() -> Option<Acknowledged> {
     let token = if VERSION.load(Ordering::Relaxed) == 3 {
-        u32::from(GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)?)
+        u32::from(GicCpuInterface::get_and_acknowledge_interrupt(
+            InterruptGroup::Group1,
+        )?)
     } else {
         // SAFETY: GICC_IAR of a started version 2 interface: without one no interrupt comes.
         unsafe { mmio::read32(CPU_INTERFACE.load(Ordering::Relaxed) + GICC_IAR) }
     };
     // SAFETY: orders the acknowledge before the handler's accesses to the device and to what an SGI's sender wrote.
     unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
-    let id = if VERSION.load(Ordering::Relaxed) == 3 { token } else { token & 0x3ff };
+    let id = if VERSION.load(Ordering::Relaxed) == 3 {
+        token
+    } else {
+        token & 0x3ff
+    };
     (id < SPECIAL).then_some(Acknowledged { id, token })
 }
 
@@ -309,7 +351,12 @@ pub(super) fn end(interrupt: Acknowledged) {
         }
     } else {
         // SAFETY: GICC_EOIR of a started version 2 interface.
-        unsafe { mmio::write32(CPU_INTERFACE.load(Ordering::Relaxed) + GICC_EOIR, interrupt.token) };
+        unsafe {
+            mmio::write32(
+                CPU_INTERFACE.load(Ordering::Relaxed) + GICC_EOIR,
+                interrupt.token,
+            )
+        };
     }
 }
 
@@ -338,7 +385,8 @@ pub(super) fn enable_spi(intid: u32, trigger: Trigger, core: CoreId) -> Result<(
     with_controller(|controller| match controller {
         Controller::V2(gic) => {
             gic.set_trigger(id, trigger);
-            gic.enable_interrupt(id, true).map_err(|_| InterruptError::Refused)
+            gic.enable_interrupt(id, true)
+                .map_err(|_| InterruptError::Refused)
         }
         Controller::V3 { distributor, .. } => distributor
             .set_trigger(id, trigger)
@@ -355,16 +403,24 @@ pub(super) fn route_spi(intid: u32, core: CoreId) -> Result<(), InterruptError> 
     with_controller(|controller| match controller {
         Controller::V2(_) => {
             // Byte `intid` of ITARGETSR, inside its word: the field is a mask of interfaces.
-            let register = DISTRIBUTOR.load(Ordering::Relaxed) + GICD_ITARGETSR + (intid as usize & !3);
+            let register =
+                DISTRIBUTOR.load(Ordering::Relaxed) + GICD_ITARGETSR + (intid as usize & !3);
             let shift = intid % 4 * 8;
             let mask = (record.sgi_target.load(Ordering::Relaxed) >> 16) as u32 & 0xff;
             // SAFETY: a word of ITARGETSR that belongs to shared interrupts; the controller's lock is held.
-            unsafe { mmio::write32(register, mmio::read32(register) & !(0xff << shift) | mask << shift) };
+            unsafe {
+                mmio::write32(
+                    register,
+                    mmio::read32(register) & !(0xff << shift) | mask << shift,
+                )
+            };
             Ok(())
         }
         Controller::V3 { distributor, .. } => {
             let affinity = record.affinity.load(Ordering::Relaxed);
-            distributor.set_routing(IntId::spi(intid - 32), Some(affinity)).map_err(|_| InterruptError::Refused)
+            distributor
+                .set_routing(IntId::spi(intid - 32), Some(affinity))
+                .map_err(|_| InterruptError::Refused)
         }
     })
     .ok_or(InterruptError::NoController)?

@@ -68,7 +68,9 @@ pub fn register_interrupt(
     handler: fn(usize),
     argument: usize,
 ) -> Result<(), InterruptError> {
-    let entry = HANDLERS.get(intid as usize).ok_or(InterruptError::OutOfRange)?;
+    let entry = HANDLERS
+        .get(intid as usize)
+        .ok_or(InterruptError::OutOfRange)?;
     gic::check_spi(intid, core)?;
     let mut ours = false;
     entry.call_once(|| {
@@ -92,9 +94,14 @@ pub fn route_interrupt(intid: u32, core: CoreId) -> Result<(), InterruptError> {
 
 /// The vectors call this with interrupts masked, on SP_EL1.
 pub(super) extern "C" fn dispatch() {
-    let Some(intid) = gic::acknowledge() else { return };
+    let Some(intid) = gic::acknowledge() else {
+        return;
+    };
     let core = cpu::me();
-    core.interrupts.store(core.interrupts.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    core.interrupts.store(
+        core.interrupts.load(Ordering::Relaxed) + 1,
+        Ordering::Relaxed,
+    );
     match intid.id {
         // The kick did its work when it ended the wait; the flag was set by the sender.
         gic::SGI_KICK => {}

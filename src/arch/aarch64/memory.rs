@@ -79,10 +79,14 @@ pub enum MapError {
 impl fmt::Display for MapError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MapError::BadRange { start, len } => write!(out, "unusable address range {start:#x}, {len:#x} bytes"),
+            MapError::BadRange { start, len } => {
+                write!(out, "unusable address range {start:#x}, {len:#x} bytes")
+            }
             MapError::Overlap { address } => write!(out, "address {address:#x} is in two ranges"),
             MapError::TooManyRanges => out.write_str("too many scattered address ranges"),
-            MapError::ImageOutsideRam => out.write_str("the memory nodes do not hold the running image"),
+            MapError::ImageOutsideRam => {
+                out.write_str("the memory nodes do not hold the running image")
+            }
             MapError::Twice => out.write_str("memory was mapped before"),
         }
     }
@@ -213,11 +217,23 @@ fn map_image(builder: &mut Builder) -> Result<(), MapError> {
     builder.map(rodata_end, address(&raw const __stacks_start), DATA)?;
     for core in 0..MAX_CORES {
         let base = stacks_of(core);
-        for (guard, top) in [(0, LOOP_TOP), (LOOP_TOP, EXCEPTION_TOP), (EXCEPTION_TOP, EMERGENCY_TOP)] {
-            builder.map((base + guard + GUARD_BYTES) as u64, (base + top) as u64, DATA)?;
+        for (guard, top) in [
+            (0, LOOP_TOP),
+            (LOOP_TOP, EXCEPTION_TOP),
+            (EXCEPTION_TOP, EMERGENCY_TOP),
+        ] {
+            builder.map(
+                (base + guard + GUARD_BYTES) as u64,
+                (base + top) as u64,
+                DATA,
+            )?;
         }
     }
-    builder.map(address(&raw const __stacks_end), address(&raw const __image_end), DATA)
+    builder.map(
+        address(&raw const __stacks_end),
+        address(&raw const __image_end),
+        DATA,
+    )
 }
 
 /// First and one-past-last byte of the image: code, constants, data and stacks.

@@ -11,7 +11,9 @@ use core::arch::asm;
 pub(super) unsafe fn read32(address: usize) -> u32 {
     let value: u32;
     // SAFETY: the caller vouches for the address.
-    unsafe { asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("ldr {:w}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags))
+    };
     value
 }
 
@@ -22,7 +24,9 @@ pub(super) unsafe fn read32(address: usize) -> u32 {
 #[inline]
 pub(super) unsafe fn write32(address: usize, value: u32) {
     // SAFETY: the caller vouches for the address.
-    unsafe { asm!("str {:w}, [{}]", in(reg) value, in(reg) address, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("str {:w}, [{}]", in(reg) value, in(reg) address, options(nostack, preserves_flags))
+    };
 }
 
 /// Reads an 8-bit register.
@@ -32,5 +36,7 @@ pub(super) unsafe fn write32(address: usize, value: u32) {
 #[inline]
 pub(super) unsafe fn write8(address: usize, value: u8) {
     // SAFETY: the caller vouches for the address.
-    unsafe { asm!("strb {:w}, [{}]", in(reg) u32::from(value), in(reg) address, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("strb {:w}, [{}]", in(reg) u32::from(value), in(reg) address, options(nostack, preserves_flags))
+    };
 }

@@ -32,15 +32,18 @@ pub mod report;
 pub mod routines;
 pub mod symbols;
 
-pub use device_tree::tree_at;
 pub use clock::{Delay, now_ns};
-pub use cpu::{irq_enable, own_affinity, 
-    Counters, IrqState, cores, counters, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick,
-    kicks, relax, wait,
+pub use cpu::{
+    Counters, IrqState, cores, counters, current_core, in_interrupt, irq_enable, irq_mask,
+    irq_masked, irq_restore, kick, kicks, own_affinity, relax, wait,
 };
+pub use device_tree::tree_at;
+pub use entry::start_level;
 pub use gic::{GicAddresses, GicError, start_gic, start_gic_core};
 pub use interrupts::{InterruptError, Trigger, register_interrupt, route_interrupt};
-pub use entry::start_level;
 pub use memory::{MapError, Range, image, map_memory};
 pub use power::{Conduit, StartError, power_off, reset, set_conduit, start_core};
-pub use report::{EmergencyConsole, StopAction, panic, set_console, set_console_region, set_dump_hook, set_stop_action, stop_with};
+pub use report::{
+    EmergencyConsole, StopAction, panic, set_console, set_console_region, set_dump_hook,
+    set_stop_action, stop_with,
+};

@@ -126,7 +126,11 @@ impl Write for EmergencyConsole {
 /// Reports a panic and stops the machine. A board's panic handler calls it.
 pub fn panic(info: &PanicInfo<'_>) -> ! {
     stop(&mut |out: &mut dyn Write| {
-        write!(out, "panic on core {}", crate::arch::current_core().unwrap_or(0))?;
+        write!(
+            out,
+            "panic on core {}",
+            crate::arch::current_core().unwrap_or(0)
+        )?;
         if let Some(place) = info.location() {
             write!(out, " at {place}")?;
         }
@@ -172,7 +176,11 @@ pub(super) fn stop(report: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
         _ => {}
     }
     console.drain();
-    if REBOOT.load(Ordering::Relaxed) { power::reset() } else { power::power_off() }
+    if REBOOT.load(Ordering::Relaxed) {
+        power::reset()
+    } else {
+        power::power_off()
+    }
 }
 
 /// x29 of the caller.
@@ -180,7 +188,9 @@ pub(super) fn stop(report: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
 fn frame_pointer() -> u64 {
     let value: u64;
     // SAFETY: reads a general register.
-    unsafe { core::arch::asm!("mov {}, x29", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("mov {}, x29", out(reg) value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -188,7 +198,12 @@ fn frame_pointer() -> u64 {
 const BACKTRACE_FRAMES: usize = 32;
 
 /// Follows frame records from `frame`; `first` and `link` are the exception's PC and x30, which no record holds yet.
-pub(super) fn write_backtrace(out: &mut dyn Write, frame: u64, first: Option<u64>, link: Option<u64>) -> fmt::Result {
+pub(super) fn write_backtrace(
+    out: &mut dyn Write,
+    frame: u64,
+    first: Option<u64>,
+    link: Option<u64>,
+) -> fmt::Result {
     writeln!(out, "  backtrace:")?;
     if let Some(pc) = first {
         writeln!(out, "    {pc:016x}  {}", symbols::Place(pc))?;
@@ -200,19 +215,28 @@ pub(super) fn write_backtrace(out: &mut dyn Write, frame: u64, first: Option<u64
             break;
         }
         // SAFETY: the 16 bytes lie in a stack (checked), which is mapped; any content is a valid u64.
-        let [next, caller] = unsafe { core::ptr::with_exposed_provenance::<[u64; 2]>(frame).read_volatile() };
+        let [next, caller] =
+            unsafe { core::ptr::with_exposed_provenance::<[u64; 2]>(frame).read_volatile() };
         // A leaf has no record: its caller is then only in x30.
         if let Some(link) = known_link.take()
             && link != caller
             && symbols::is_code(link)
         {
-            writeln!(out, "    {link:016x}  {} (x30)", symbols::Place(link.wrapping_sub(4)))?;
+            writeln!(
+                out,
+                "    {link:016x}  {} (x30)",
+                symbols::Place(link.wrapping_sub(4))
+            )?;
         }
         if !symbols::is_code(caller) {
             break;
         }
         // The call, not the instruction after it, which may belong to the next function.
-        writeln!(out, "    {caller:016x}  {}", symbols::Place(caller.wrapping_sub(4)))?;
+        writeln!(
+            out,
+            "    {caller:016x}  {}",
+            symbols::Place(caller.wrapping_sub(4))
+        )?;
         if next as usize == frame {
             break;
         }

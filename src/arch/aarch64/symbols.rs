@@ -61,7 +61,10 @@ fn find(address: u64) -> Option<(&'static str, u64)> {
     let names = table.get(8 + 8 * count..)?;
     let name = names.get(word(table, 3 + 2 * entry)? as usize..)?;
     let end = name.iter().position(|&byte| byte == 0)?;
-    Some((core::str::from_utf8(&name[..end]).ok()?, u64::from(offset - start)))
+    Some((
+        core::str::from_utf8(&name[..end]).ok()?,
+        u64::from(offset - start),
+    ))
 }
 
 /// Prints an address as a place in the program.

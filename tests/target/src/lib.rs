@@ -9,8 +9,8 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use ironthread::arch::aarch64::{
-    Conduit, EmergencyConsole, GicAddresses, Range, irq_enable, map_memory, own_affinity, power_off, set_conduit,
-    start_core, start_gic, start_gic_core,
+    Conduit, EmergencyConsole, GicAddresses, Range, irq_enable, map_memory, own_affinity,
+    power_off, set_conduit, start_core, start_gic, start_gic_core,
 };
 use ironthread::arch::{self, CoreId};
 use ironthread::machine::tree::{Gic, MachineInfo, PsciMethod};
@@ -71,12 +71,21 @@ pub fn start(tree: usize) -> MachineInfo {
         count += 1;
     };
     for region in &info.memory {
-        add(Range::Ram { start: region.base, len: region.size });
+        add(Range::Ram {
+            start: region.base,
+            len: region.size,
+        });
     }
-    let device = |base, size| Range::Device { start: base, len: size };
+    let device = |base, size| Range::Device {
+        start: base,
+        len: size,
+    };
     add(device(info.uart.region.base, info.uart.region.size));
     let addresses = match &info.gic {
-        Gic::V2 { distributor, cpu_interface } => {
+        Gic::V2 {
+            distributor,
+            cpu_interface,
+        } => {
             add(device(distributor.base, distributor.size));
             add(device(cpu_interface.base, cpu_interface.size));
             GicAddresses::V2 {
@@ -84,7 +93,10 @@ pub fn start(tree: usize) -> MachineInfo {
                 cpu_interface: cpu_interface.base as usize,
             }
         }
-        Gic::V3 { distributor, redistributors } => {
+        Gic::V3 {
+            distributor,
+            redistributors,
+        } => {
             add(device(distributor.base, distributor.size));
             for region in redistributors {
                 add(device(region.base, region.size));
@@ -111,7 +123,11 @@ static SECONDARY: AtomicUsize = AtomicUsize::new(0);
 /// Starts every other core of the tree; each runs `main` with interrupts on.
 pub fn start_cores(info: &MachineInfo, main: fn(CoreId)) {
     SECONDARY.store(main as usize, Ordering::Release);
-    for affinity in info.cores.iter().filter(|affinity| **affinity != own_affinity()) {
+    for affinity in info
+        .cores
+        .iter()
+        .filter(|affinity| **affinity != own_affinity())
+    {
         let core = arch::cores();
         if let Err(error) = start_core(core, *affinity, secondary) {
             panic!("core {core}: {error}");
@@ -137,7 +153,10 @@ fn secondary(core: CoreId) -> ! {
 /// The value of `key=value` in the boot arguments.
 pub fn argument<'a>(info: &'a MachineInfo, key: &str) -> Option<&'a str> {
     let words = info.bootargs.as_ref()?.split_ascii_whitespace();
-    words.filter_map(|word| word.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value)
+    words
+        .filter_map(|word| word.split_once('='))
+        .find(|(name, _)| *name == key)
+        .map(|(_, value)| value)
 }
 
 /// A static that is taken once, for what is too large for a stack.
@@ -152,10 +171,17 @@ unsafe impl<T: Send> Sync for Once<T> {}
 impl<T> Once<T> {
     /// Holds `value`.
     pub const fn new(value: T) -> Once<T> {
-        Once { value: core::cell::UnsafeCell::new(value), taken: core::sync::atomic::AtomicBool::new(false) }
+        Once {
+            value: core::cell::UnsafeCell::new(value),
+            taken: core::sync::atomic::AtomicBool::new(false),
+        }
     }
 
     /// The value; panics the second time.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the flag lets exactly one caller through"
+    )]
     pub fn take(&'static self) -> &'static mut T {
         assert!(!self.taken.swap(true, Ordering::SeqCst), "taken twice");
         // SAFETY: the swap let exactly one caller through.

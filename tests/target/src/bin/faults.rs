@@ -7,7 +7,9 @@ use core::fmt;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use ironthread::arch::aarch64::{StopAction, Trigger, register_interrupt, set_dump_hook, set_stop_action};
+use ironthread::arch::aarch64::{
+    StopAction, Trigger, register_interrupt, set_dump_hook, set_stop_action,
+};
 use ironthread::arch::{self, CoreId};
 use ironthread_target_tests::{argument, entry, say, start, start_cores};
 
@@ -18,7 +20,11 @@ entry!(main);
 fn overflow(depth: usize) -> usize {
     let mut room = [depth; 64];
     black_box(&mut room);
-    if black_box(depth) == usize::MAX { 0 } else { overflow(depth + 1) + room[depth % 64] }
+    if black_box(depth) == usize::MAX {
+        0
+    } else {
+        overflow(depth + 1) + room[depth % 64]
+    }
 }
 
 /// A value that cannot be printed.
@@ -65,15 +71,32 @@ fn case() -> &'static str {
 }
 
 const CASES: &[&str] = &[
-    "data-abort", "data-abort-1", "null", "write-text", "write-constant", "execute-data", "undefined", "svc",
-    "overflow-0", "overflow-1", "panic-0", "panic-1", "panic-twice", "panic-in-handler", "overflow-in-handler",
-    "wild-stack", "reboot", "hook-panics",
+    "data-abort",
+    "data-abort-1",
+    "null",
+    "write-text",
+    "write-constant",
+    "execute-data",
+    "undefined",
+    "svc",
+    "overflow-0",
+    "overflow-1",
+    "panic-0",
+    "panic-1",
+    "panic-twice",
+    "panic-in-handler",
+    "overflow-in-handler",
+    "wild-stack",
+    "reboot",
+    "hook-panics",
 ];
 
 fn main(tree: usize) -> ! {
     let info = start(tree);
     let wanted = argument(&info, "case").unwrap_or("");
-    let Some(index) = CASES.iter().position(|case| *case == wanted) else { panic!("no such case: {wanted}") };
+    let Some(index) = CASES.iter().position(|case| *case == wanted) else {
+        panic!("no such case: {wanted}")
+    };
     CASE.store(index, Ordering::Release);
     set_dump_hook(|core, out| {
         if case() == "hook-panics" {
@@ -106,9 +129,16 @@ fn main(tree: usize) -> ! {
             panic!("on purpose")
         }
         "panic-in-handler" | "overflow-in-handler" => {
-            let handler = if case() == "panic-in-handler" { handler } else { |_| say!("{}", overflow(0)) };
-            let registers = core::ptr::with_exposed_provenance_mut::<u32>(info.uart.region.base as usize);
-            if let Err(error) = register_interrupt(info.uart.interrupt, Trigger::Level, 0, handler, 0) {
+            let handler = if case() == "panic-in-handler" {
+                handler
+            } else {
+                |_| say!("{}", overflow(0))
+            };
+            let registers =
+                core::ptr::with_exposed_provenance_mut::<u32>(info.uart.region.base as usize);
+            if let Err(error) =
+                register_interrupt(info.uart.interrupt, Trigger::Level, 0, handler, 0)
+            {
                 say!("{error}");
             }
             // SAFETY: PL011: "transmit" unmasked, and a byte sent to raise it.
@@ -118,7 +148,14 @@ fn main(tree: usize) -> ! {
             }
         }
         // SAFETY: not safe: the next exception must still find its stack.
-        "wild-stack" => unsafe { asm!("mov x9, #0", "mov sp, x9", "str xzr, [sp, #-16]!", options(noreturn)) },
+        "wild-stack" => unsafe {
+            asm!(
+                "mov x9, #0",
+                "mov sp, x9",
+                "str xzr, [sp, #-16]!",
+                options(noreturn)
+            )
+        },
         _ => {}
     }
     // The other core's report ends the machine; this is long enough for it, and the end of a test that failed.

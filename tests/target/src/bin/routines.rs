@@ -39,7 +39,9 @@ fn copy_slowly(to: &mut [u8], from: &[u8]) {
 }
 
 fn same(left: &[u8], right: &[u8]) -> bool {
-    left.iter().zip(right).all(|(left, right)| black_box(*left) == *right)
+    left.iter()
+        .zip(right)
+        .all(|(left, right)| black_box(*left) == *right)
 }
 
 fn lengths() -> impl Iterator<Item = usize> {
@@ -55,11 +57,23 @@ fn copies(memory: &mut Memory) {
                     fill(&mut memory.to, 99);
                     fill(&mut memory.expected, 99);
                 }
-                copy_slowly(&mut memory.expected[64 + to..64 + to + len], &memory.from[from..from + len]);
+                copy_slowly(
+                    &mut memory.expected[64 + to..64 + to + len],
+                    &memory.from[from..from + len],
+                );
                 // SAFETY: both ranges lie in their arrays.
-                let result = unsafe { memcpy(memory.to.as_mut_ptr().add(64 + to), memory.from.as_ptr().add(from), len) };
+                let result = unsafe {
+                    memcpy(
+                        memory.to.as_mut_ptr().add(64 + to),
+                        memory.from.as_ptr().add(from),
+                        len,
+                    )
+                };
                 assert_eq!(result, memory.to[64 + to..].as_mut_ptr());
-                assert!(same(&memory.to[..512 + len], &memory.expected[..512 + len]), "memcpy {len} {to} {from}");
+                assert!(
+                    same(&memory.to[..512 + len], &memory.expected[..512 + len]),
+                    "memcpy {len} {to} {from}"
+                );
             }
         }
     }
@@ -67,16 +81,34 @@ fn copies(memory: &mut Memory) {
 
 fn moves(memory: &mut Memory) {
     for len in lengths() {
-        for distance in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 150, 500] {
+        for distance in [
+            1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 150, 500,
+        ] {
             for up in [false, true] {
-                let (from, to) = if up { (100, 100 + distance) } else { (100 + distance, 100) };
+                let (from, to) = if up {
+                    (100, 100 + distance)
+                } else {
+                    (100 + distance, 100)
+                };
                 fill(&mut memory.to, 7);
                 fill(&mut memory.from, 7);
                 fill(&mut memory.expected, 7);
-                copy_slowly(&mut memory.expected[to..to + len], &memory.from[from..from + len]);
+                copy_slowly(
+                    &mut memory.expected[to..to + len],
+                    &memory.from[from..from + len],
+                );
                 // SAFETY: both ranges lie in the array.
-                unsafe { memmove(memory.to.as_mut_ptr().add(to), memory.to.as_ptr().add(from), len) };
-                assert!(same(&memory.to, &memory.expected), "memmove {len} by {distance}, up: {up}");
+                unsafe {
+                    memmove(
+                        memory.to.as_mut_ptr().add(to),
+                        memory.to.as_ptr().add(from),
+                        len,
+                    )
+                };
+                assert!(
+                    same(&memory.to, &memory.expected),
+                    "memmove {len} by {distance}, up: {up}"
+                );
             }
         }
     }
@@ -92,7 +124,10 @@ fn sets(memory: &mut Memory) {
             }
             // SAFETY: the range lies in the array; only the low byte counts.
             unsafe { memset(memory.to.as_mut_ptr().add(start), 0x1a5, len) };
-            assert!(same(&memory.to, &memory.expected), "memset {len} at {start}");
+            assert!(
+                same(&memory.to, &memory.expected),
+                "memset {len} at {start}"
+            );
         }
     }
 }
@@ -104,7 +139,13 @@ fn compares(memory: &mut Memory) {
             copy_slowly(&mut memory.to[start..start + len], &memory.from[8..8 + len]);
             let compare = |memory: &Memory| {
                 // SAFETY: both ranges lie in their arrays.
-                unsafe { memcmp(memory.to.as_ptr().add(start), memory.from.as_ptr().add(8), len) }
+                unsafe {
+                    memcmp(
+                        memory.to.as_ptr().add(start),
+                        memory.from.as_ptr().add(8),
+                        len,
+                    )
+                }
             };
             assert_eq!(compare(memory), 0, "memcmp {len}");
             for at in 0..len {
@@ -129,15 +170,29 @@ fn speed(memory: &mut Memory, what: &str, to: usize, from: usize) {
     let begin = arch::now_ns();
     for _ in 0..TURNS {
         // SAFETY: both ranges lie in their arrays.
-        unsafe { memcpy(memory.to.as_mut_ptr().add(to), black_box(memory.from.as_ptr().add(from)), 4000) };
+        unsafe {
+            memcpy(
+                memory.to.as_mut_ptr().add(to),
+                black_box(memory.from.as_ptr().add(from)),
+                4000,
+            )
+        };
     }
     let spent = (arch::now_ns() - begin).max(1);
-    say!("memcpy 4000 bytes, {what}: {} ns, {} MB/s", spent / TURNS, TURNS * 4000 * 1000 / spent);
+    say!(
+        "memcpy 4000 bytes, {what}: {} ns, {} MB/s",
+        spent / TURNS,
+        TURNS * 4000 * 1000 / spent
+    );
 }
 
 fn main(tree: usize) -> ! {
     static MEMORY: ironthread_target_tests::Once<Memory> =
-        ironthread_target_tests::Once::new(Memory { from: [0; BYTES], to: [0; BYTES], expected: [0; BYTES] });
+        ironthread_target_tests::Once::new(Memory {
+            from: [0; BYTES],
+            to: [0; BYTES],
+            expected: [0; BYTES],
+        });
     let _ = read_tree(tree);
     let memory = MEMORY.take();
     copies(memory);

@@ -6,7 +6,9 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use embedded_hal::delay::DelayNs;
-use ironthread::arch::aarch64::{Delay, Trigger, counters, in_interrupt, register_interrupt, route_interrupt, start_level};
+use ironthread::arch::aarch64::{
+    Delay, Trigger, counters, in_interrupt, register_interrupt, route_interrupt, start_level,
+};
 use ironthread::arch::mmio::{self, MmioRegion};
 use ironthread::arch::{self, CoreId};
 use ironthread::config::MAX_CORES;
@@ -51,7 +53,10 @@ fn obey(core: CoreId) {
                 arch::irq_restore(masked);
             }
             SLEPT[core].store(arch::now_ns() - begin, Ordering::Relaxed);
-            assert!(counters(core).timer_interrupts > before, "core {core}: the timer's interrupt did not come");
+            assert!(
+                counters(core).timer_interrupts > before,
+                "core {core}: the timer's interrupt did not come"
+            );
             ORDERS[core].store(IDLE, Ordering::Release);
         }
         _ => arch::relax(),
@@ -87,7 +92,10 @@ fn uart_interrupt(base: usize) {
         registers.add(UART_MASK).write_volatile(0);
         registers.add(UART_CLEAR).write_volatile(TRANSMIT);
     }
-    HANDLED_BY.store(arch::current_core().map_or(0, |core| core + 1), Ordering::Release);
+    HANDLED_BY.store(
+        arch::current_core().map_or(0, |core| core + 1),
+        Ordering::Release,
+    );
 }
 
 fn shared_interrupt(uart: &MmioRegion, intid: u32) {
@@ -95,8 +103,14 @@ fn shared_interrupt(uart: &MmioRegion, intid: u32) {
     if let Err(error) = register_interrupt(intid, Trigger::Level, 0, uart_interrupt, base) {
         panic!("interrupt {intid}: {error}");
     }
-    assert!(register_interrupt(intid, Trigger::Level, 0, uart_interrupt, base).is_err(), "registered twice");
-    assert!(route_interrupt(intid, MAX_CORES).is_err() && route_interrupt(intid, arch::cores()).is_err());
+    assert!(
+        register_interrupt(intid, Trigger::Level, 0, uart_interrupt, base).is_err(),
+        "registered twice"
+    );
+    assert!(
+        route_interrupt(intid, MAX_CORES).is_err()
+            && route_interrupt(intid, arch::cores()).is_err()
+    );
     assert!(register_interrupt(31, Trigger::Level, 0, uart_interrupt, 0).is_err());
     assert!(register_interrupt(u32::MAX, Trigger::Level, 0, uart_interrupt, 0).is_err());
     let registers = core::ptr::with_exposed_provenance_mut::<u32>(base);
@@ -112,10 +126,17 @@ fn shared_interrupt(uart: &MmioRegion, intid: u32) {
         }
         let end = arch::now_ns() + PATIENCE;
         while HANDLED_BY.load(Ordering::Acquire) == 0 {
-            assert!(arch::now_ns() < end, "the UART's interrupt did not reach core {core}");
+            assert!(
+                arch::now_ns() < end,
+                "the UART's interrupt did not reach core {core}"
+            );
             arch::relax();
         }
-        assert_eq!(HANDLED_BY.load(Ordering::Acquire), core + 1, "handled by the wrong core");
+        assert_eq!(
+            HANDLED_BY.load(Ordering::Acquire),
+            core + 1,
+            "handled by the wrong core"
+        );
     }
 }
 
@@ -124,7 +145,12 @@ fn main(tree: usize) -> ! {
     let info = start(tree);
     start_cores(&info, secondary);
     let cores = arch::cores();
-    say!("cores={cores} gic={} el={} ready={} us", info.gic.version(), start_level(), arch::now_ns() / 1000);
+    say!(
+        "cores={cores} gic={} el={} ready={} us",
+        info.gic.version(),
+        start_level(),
+        arch::now_ns() / 1000
+    );
     if let Some(wanted) = argument(&info, "cores") {
         assert_eq!(wanted.parse(), Ok(cores), "cores");
     }
@@ -147,12 +173,17 @@ fn main(tree: usize) -> ! {
         }
         await_order(core, IDLE, "did not wake up by its timer");
         let slept = SLEPT[core].load(Ordering::Relaxed);
-        assert!((PERIOD..PERIOD + PATIENCE).contains(&slept), "core {core} slept {slept} ns");
+        assert!(
+            (PERIOD..PERIOD + PATIENCE).contains(&slept),
+            "core {core} slept {slept} ns"
+        );
     }
     let begin = arch::now_ns();
     Delay.delay_us(500);
     assert!(arch::now_ns() - begin >= 500_000, "the delay was too short");
-    let Some(uart) = mmio::claim(info.uart.region.base, info.uart.region.size) else { panic!("no claim on the UART") };
+    let Some(uart) = mmio::claim(info.uart.region.base, info.uart.region.size) else {
+        panic!("no claim on the UART")
+    };
     shared_interrupt(&uart, info.uart.interrupt);
     for core in 0..cores {
         say!("core {core}: {:?}", counters(core));
