@@ -241,10 +241,10 @@ class Machine:
 
 
 class StandIn:
-    """qemu-nbd in the firmware's place: the same calls, no console. Only for developing tests."""
+    """qemu-storage-daemon in the firmware's place: the same calls, no console. Only for developing tests."""
 
     def __init__(self, disks, **_):
-        self.disk, self.port = disks[0], free_port()
+        self.disks, self.port = disks, free_port()
         self.address, self.name, self.text = ("127.0.0.1", self.port), "stand-in", ""
         self.process, self.ready_ms, self.started_in = None, 0, 0
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ironthread-"))
@@ -254,9 +254,16 @@ class StandIn:
     kill, forget = Machine.kill, Machine.forget
 
     def start(self, **_):
-        words = (["--image-opts"] if 0 else ["-f", self.disk.format, str(self.disk.path)])
-        self.process = subprocess.Popen(["qemu-nbd", "-e", "32", "-t", "--discard=unmap", "-p", str(self.port), "-b", "127.0.0.1",
-                                         "-x", ""] + (["-r"] if self.disk.readonly else []) + words)
+        arguments = []
+        for number, disk in enumerate(self.disks):
+            words = disk.arguments(number, 1)[:-2]
+            arguments += [word.replace("-blockdev", "--blockdev") for word in words]
+            node = disk.node or f"disk{number}"
+            writable = "off" if disk.readonly else "on"
+            for name in (f"vd{number}", "") if number == 0 else (f"vd{number}",):
+                arguments += ["--export", f"type=nbd,id=e{number}{name},node-name={node},name={name},writable={writable}"]
+        self.process = subprocess.Popen(["qemu-storage-daemon", "--nbd-server",
+                                         f"addr.type=inet,addr.host=127.0.0.1,addr.port={self.port}"] + arguments)
         for _ in range(100):
             try:
                 nbd.connect(self.address).close()
