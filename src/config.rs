@@ -27,6 +27,12 @@ pub const COROUTINES: usize = 16;
 /// Largest future, in bytes, that fits a coroutine slot.
 pub const COROUTINE_BYTES: usize = 1024;
 
+/// Turn hooks per context: things done once at the end of a turn of the loop (bits of one word).
+pub const TURN_HOOKS: usize = 32;
+
+/// Pieces of work that can be on their way to another context at once, over all contexts.
+pub const ELSEWHERE: usize = 64;
+
 /// Block nodes in the arena.
 pub const NODES: usize = 64;
 

@@ -47,7 +47,12 @@ impl<const PAGES: usize> PageArena<PAGES> {
     /// An arena with every page free.
     pub const fn new() -> Self {
         Self {
-            map: IrqLock::new(Map { taken: [false; PAGES], in_use: 0, high_water: 0, hint: 0 }),
+            map: IrqLock::new(Map {
+                taken: [false; PAGES],
+                in_use: 0,
+                high_water: 0,
+                hint: 0,
+            }),
             pages: [const { Page(UnsafeCell::new([0; PAGE_SIZE])) }; PAGES],
         }
     }
@@ -112,7 +117,10 @@ impl<const PAGES: usize> Default for PageArena<PAGES> {
 unsafe impl<const PAGES: usize> BufferOwner for PageArena<PAGES> {
     fn give_back(&self, first: usize, pages: usize) {
         let mut map = self.map.lock();
-        debug_assert!(map.taken[first..first + pages].iter().all(|taken| *taken), "pages were given back twice");
+        debug_assert!(
+            map.taken[first..first + pages].iter().all(|taken| *taken),
+            "pages were given back twice"
+        );
         map.taken[first..first + pages].fill(false);
         map.in_use -= pages;
         map.hint = map.hint.min(first);
@@ -149,7 +157,13 @@ impl Buffer {
         start: NonNull<u8>,
         len: usize,
     ) -> Self {
-        Self { owner, first, pages, start, len }
+        Self {
+            owner,
+            first,
+            pages,
+            start,
+            len,
+        }
     }
 
     /// Bytes.

@@ -36,7 +36,11 @@ impl Drop for Borrow<'_> {
 impl<T> HomeCell<T> {
     /// A cell without a home.
     pub const fn new(value: T) -> Self {
-        Self { home: AtomicUsize::new(UNBOUND), borrowed: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self {
+            home: AtomicUsize::new(UNBOUND),
+            borrowed: AtomicBool::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Makes `core` the home; again with the same core is allowed.
@@ -44,8 +48,16 @@ impl<T> HomeCell<T> {
     /// # Panics
     /// When another core is its home.
     pub fn bind(&self, core: CoreId) {
-        if let Err(home) = self.home.compare_exchange(UNBOUND, core + 1, Ordering::AcqRel, Ordering::Acquire) {
-            assert_eq!(home, core + 1, "core {core} claims a cell whose home is core {}", home - 1);
+        if let Err(home) =
+            self.home
+                .compare_exchange(UNBOUND, core + 1, Ordering::AcqRel, Ordering::Acquire)
+        {
+            assert_eq!(
+                home,
+                core + 1,
+                "core {core} claims a cell whose home is core {}",
+                home - 1
+            );
         }
     }
 
@@ -97,8 +109,13 @@ impl<T> HomeCell<T> {
     fn foreign(&self, home: usize) -> ! {
         match (home, arch::current_core()) {
             (UNBOUND, _) => panic!("a home cell was used before it was bound"),
-            (home, Some(core)) => panic!("core {core} touched a cell whose home is core {}", home - 1),
-            (home, None) => panic!("a thread that is no core touched a cell whose home is core {}", home - 1),
+            (home, Some(core)) => {
+                panic!("core {core} touched a cell whose home is core {}", home - 1)
+            }
+            (home, None) => panic!(
+                "a thread that is no core touched a cell whose home is core {}",
+                home - 1
+            ),
         }
     }
 }

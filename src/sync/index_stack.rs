@@ -23,7 +23,11 @@ impl<const N: usize> IndexStack<N> {
     /// All indices free.
     pub const fn new() -> Self {
         assert!(N < u16::MAX as usize, "indices are 16 bits wide");
-        Self { head: AtomicU64::new(0), high_water: AtomicU32::new(0), links: [const { AtomicU16::new(0) }; N] }
+        Self {
+            head: AtomicU64::new(0),
+            high_water: AtomicU32::new(0),
+            links: [const { AtomicU16::new(0) }; N],
+        }
     }
 
     /// Takes an index, unless `limit` or more are taken already.
@@ -40,7 +44,10 @@ impl<const N: usize> IndexStack<N> {
             let link = self.links[top].load(Ordering::Relaxed) as u64;
             let next = if link == 0 { top as u64 + 1 } else { link - 1 };
             let new = next | (taken + 1) << TAKEN_SHIFT | Self::next_tag(head);
-            match self.head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
+            match self
+                .head
+                .compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire)
+            {
                 Ok(_) => {
                     let taken = taken as u32 + 1;
                     if taken > self.high_water.load(Ordering::Relaxed) {
@@ -69,7 +76,10 @@ impl<const N: usize> IndexStack<N> {
             debug_assert!(taken > 0, "an index was given back twice");
             self.links[index].store(top as u16 + 1, Ordering::Relaxed);
             let new = index as u64 | taken.wrapping_sub(1) << TAKEN_SHIFT | Self::next_tag(head);
-            match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
+            match self
+                .head
+                .compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => head = now,
             }

@@ -22,20 +22,31 @@ unsafe impl<T: Send> Sync for IrqLock<T> {}
 impl<T> IrqLock<T> {
     /// A free lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self {
+            taken: AtomicBool::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Masks interrupts and takes the lock, spinning while another core has it.
     #[inline]
     pub fn lock(&self) -> IrqLockGuard<'_, T> {
         let irq = arch::irq_mask();
-        while self.taken.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        while self
+            .taken
+            .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
             // Look without writing until it seems free, so that the line is not fought over.
             while self.taken.load(Ordering::Relaxed) {
                 arch::relax();
             }
         }
-        IrqLockGuard { lock: self, irq, _not_send: PhantomData }
+        IrqLockGuard {
+            lock: self,
+            irq,
+            _not_send: PhantomData,
+        }
     }
 
     /// The value of a lock that nobody else can know of.

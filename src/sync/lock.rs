@@ -29,16 +29,23 @@ const SPINS: u32 = 300;
 /// One slot a ticket that can be outstanding at once: a core has at most one.
 const SLOTS: usize = MAX_CORES.next_power_of_two();
 
-/// `owner` of a free lock.
-const NOBODY: usize = usize::MAX;
+/// `owner` of a free lock; else it is the core plus one. All zeros is a free lock, so statics lie in `.bss`.
+const NOBODY: usize = 0;
 
 /// Levels of any context lock that each core holds, to see that a callback gave back what it took.
-static HELD: CoreArray<AtomicU32> = CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
+static HELD: CoreArray<AtomicU32> =
+    CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
 
 /// How many levels of context locks the current core holds, over all contexts.
 #[inline]
 pub fn held_levels() -> u32 {
     HELD.mine().map_or(0, |held| held.load(Ordering::Relaxed))
+}
+
+/// As [`held_levels`], for a caller that knows which core it is.
+#[inline]
+pub(crate) fn held_levels_of(core: CoreId) -> u32 {
+    HELD.get(core).load(Ordering::Relaxed)
 }
 
 /// A recursive FIFO lock between cores.
@@ -47,7 +54,7 @@ pub struct ContextLock {
     head: AtomicU32,
     /// The next ticket to hand out.
     tail: AtomicU32,
-    /// The core that holds it, or [`NOBODY`].
+    /// The core that holds it plus one, or [`NOBODY`].
     owner: AtomicUsize,
     /// Levels held; written by the owner only.
     depth: AtomicU32,
@@ -79,7 +86,8 @@ impl ContextLock {
     pub fn acquire(&self) {
         let core = self.caller();
         if self.enter(core) {
-            self.since_ns.store(arch::now_ns().max(1), Ordering::Relaxed);
+            self.since_ns
+                .store(arch::now_ns().max(1), Ordering::Relaxed);
         }
     }
 
@@ -96,19 +104,29 @@ impl ContextLock {
     /// Takes one level if nobody else holds or waits for the lock.
     pub fn try_acquire(&self) -> bool {
         let core = self.caller();
-        if self.owner.load(Ordering::Relaxed) == core {
+        if self.owner.load(Ordering::Relaxed) == core + 1 {
             self.deepen(core);
             return true;
         }
         let ticket = self.head.load(Ordering::Relaxed);
-        if self.tail.compare_exchange(ticket, ticket.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if self
+            .tail
+            .compare_exchange(
+                ticket,
+                ticket.wrapping_add(1),
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            )
+            .is_err()
+        {
             return false;
         }
         // Ours is the ticket being served. The acquire below pairs with the release of `head` by the last holder.
         let served = self.head.load(Ordering::Acquire);
         debug_assert_eq!(served, ticket);
         self.take(core);
-        self.since_ns.store(arch::now_ns().max(1), Ordering::Relaxed);
+        self.since_ns
+            .store(arch::now_ns().max(1), Ordering::Relaxed);
         true
     }
 
@@ -117,13 +135,12 @@ impl ContextLock {
     /// # Panics
     /// On a core that does not hold it.
     pub fn release(&self) {
-        let core = arch::current_core();
+        let core = arch::current_core().expect("a context lock is released by cores only");
         assert_eq!(
-            Some(self.owner.load(Ordering::Relaxed)),
-            core,
-            "a context lock was released by a core that does not hold it"
+            self.owner.load(Ordering::Relaxed),
+            core + 1,
+            "a context lock was released by core {core}, which does not hold it"
         );
-        let core = core.expect("compared above");
         let held = HELD.get(core);
         held.store(held.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         let depth = self.depth.load(Ordering::Relaxed) - 1;
@@ -133,7 +150,8 @@ impl ContextLock {
         }
         let since = self.since_ns.load(Ordering::Relaxed);
         if since != 0 {
-            self.high_water_ns.fetch_max(arch::now_ns().saturating_sub(since), Ordering::Relaxed);
+            self.high_water_ns
+                .fetch_max(arch::now_ns().saturating_sub(since), Ordering::Relaxed);
         }
         self.owner.store(NOBODY, Ordering::Relaxed);
         let next = self.head.load(Ordering::Relaxed).wrapping_add(1);
@@ -148,7 +166,7 @@ impl ContextLock {
     /// Whether the current core holds it.
     #[inline]
     pub fn is_held_by_me(&self) -> bool {
-        arch::current_core() == Some(self.owner.load(Ordering::Relaxed))
+        arch::current_core().is_some_and(|core| self.owner.load(Ordering::Relaxed) == core + 1)
     }
 
     /// Levels that the holder has; 0 when it is free.
@@ -159,13 +177,18 @@ impl ContextLock {
     /// Whether a core waits for it (or is just getting it).
     #[inline]
     pub fn has_waiters(&self) -> bool {
-        let ahead = self.tail.load(Ordering::Relaxed).wrapping_sub(self.head.load(Ordering::Relaxed));
+        let ahead = self
+            .tail
+            .load(Ordering::Relaxed)
+            .wrapping_sub(self.head.load(Ordering::Relaxed));
         ahead > u32::from(self.owner.load(Ordering::Relaxed) != NOBODY)
     }
 
     /// Tickets handed out and not served to the end: the holder and the waiters. For tests.
     pub fn queued(&self) -> u32 {
-        self.tail.load(Ordering::SeqCst).wrapping_sub(self.head.load(Ordering::SeqCst))
+        self.tail
+            .load(Ordering::SeqCst)
+            .wrapping_sub(self.head.load(Ordering::SeqCst))
     }
 
     /// The longest time, in nanoseconds, for which an [`acquire`](Self::acquire) kept the lock.
@@ -175,7 +198,10 @@ impl ContextLock {
 
     #[inline]
     fn caller(&self) -> CoreId {
-        assert!(!arch::in_interrupt(), "a context lock was taken in an interrupt handler");
+        assert!(
+            !arch::in_interrupt(),
+            "a context lock was taken in an interrupt handler"
+        );
         arch::current_core().expect("a context lock is taken by cores only")
     }
 
@@ -184,7 +210,7 @@ impl ContextLock {
     fn enter(&self, core: CoreId) -> bool {
         // Nobody but this core ever writes this core's id here, so the answer cannot change meanwhile. Recursion
         // takes no ticket: it never queues behind waiters (LCK-3).
-        if self.owner.load(Ordering::Relaxed) == core {
+        if self.owner.load(Ordering::Relaxed) == core + 1 {
             self.deepen(core);
             return false;
         }
@@ -199,7 +225,7 @@ impl ContextLock {
     #[inline]
     fn take(&self, core: CoreId) {
         debug_assert_eq!(self.depth.load(Ordering::Relaxed), 0);
-        self.owner.store(core, Ordering::Relaxed);
+        self.owner.store(core + 1, Ordering::Relaxed);
         self.deepen(core);
     }
 
@@ -214,7 +240,10 @@ impl ContextLock {
 
     #[cold]
     fn wait_for(&self, ticket: u32, core: CoreId) {
-        debug_assert!(!arch::irq_masked(), "a context lock was waited for with interrupts masked");
+        debug_assert!(
+            !arch::irq_masked(),
+            "a context lock was waited for with interrupts masked"
+        );
         let mut spins = 0;
         // Only the next in line spins: the others would have to wait for a whole turn of somebody else.
         while self.head.load(Ordering::Relaxed).wrapping_add(1) == ticket && spins < SPINS {
@@ -225,7 +254,10 @@ impl ContextLock {
             return;
         }
         let slot = &self.sleepers[ticket as usize % SLOTS];
-        slot.store(u64::from(ticket) << 32 | (core as u64 + 1), Ordering::Relaxed);
+        slot.store(
+            u64::from(ticket) << 32 | (core as u64 + 1),
+            Ordering::Relaxed,
+        );
         fence(Ordering::SeqCst); // (A)
         loop {
             let irq = arch::irq_mask();

@@ -26,6 +26,7 @@ pub use core_array::{CachePadded, CoreArray};
 pub use home_cell::HomeCell;
 pub use index_stack::IndexStack;
 pub use irq_lock::{IrqLock, IrqLockGuard};
+pub(crate) use lock::held_levels_of;
 pub use lock::{ContextLock, held_levels};
 pub use pool::{Pool, PoolBox};
 pub use static_ref::StaticRef;

@@ -41,7 +41,12 @@ impl<T, const N: usize> Pool<T, N> {
     pub const fn new() -> Self {
         Self {
             free: IndexStack::new(),
-            slots: [const { Slot { state: AtomicU32::new(FREE), value: UnsafeCell::new(MaybeUninit::uninit()) } }; N],
+            slots: [const {
+                Slot {
+                    state: AtomicU32::new(FREE),
+                    value: UnsafeCell::new(MaybeUninit::uninit()),
+                }
+            }; N],
         }
     }
 
@@ -68,20 +73,30 @@ impl<T: Send, const N: usize> Pool<T, N> {
     /// Gives `value` back when every record is in use.
     #[inline]
     pub fn alloc(&'static self, value: T) -> Result<PoolBox<T>, T> {
-        let Some(index) = self.free.take() else { return Err(value) };
+        let Some(index) = self.free.take() else {
+            return Err(value);
+        };
         let slot = &self.slots[index];
         // SAFETY: the index came from the free stack, so no box and no parked value exists for this slot.
         unsafe { (*slot.value.get()).write(value) };
         slot.state.store(OWNED, Ordering::Relaxed);
-        Ok(PoolBox { slot: NonNull::from(slot), home: self })
+        Ok(PoolBox {
+            slot: NonNull::from(slot),
+            home: self,
+        })
     }
 
     /// The box of a record parked at `index`; `None` when nothing is parked there.
     #[inline]
     pub fn take(&'static self, index: usize) -> Option<PoolBox<T>> {
         let slot = self.slots.get(index)?;
-        slot.state.compare_exchange(PARKED, OWNED, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(PoolBox { slot: NonNull::from(slot), home: self })
+        slot.state
+            .compare_exchange(PARKED, OWNED, Ordering::Acquire, Ordering::Relaxed)
+            .ok()?;
+        Some(PoolBox {
+            slot: NonNull::from(slot),
+            home: self,
+        })
     }
 }
 
@@ -129,7 +144,9 @@ impl<T> PoolBox<T> {
         let this = ManuallyDrop::new(self);
         let index = this.index();
         // SAFETY: the slot lies in a static pool. From this store on, this box no longer touches it.
-        unsafe { this.slot.as_ref() }.state.store(PARKED, Ordering::Release);
+        unsafe { this.slot.as_ref() }
+            .state
+            .store(PARKED, Ordering::Release);
         index
     }
 }

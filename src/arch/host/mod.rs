@@ -39,7 +39,12 @@ struct Line {
 }
 
 static LINES: [Line; MAX_CORES] = [const {
-    Line { kicked: Mutex::new(false), changed: Condvar::new(), kicks: AtomicU64::new(0), sleeps: AtomicU64::new(0) }
+    Line {
+        kicked: Mutex::new(false),
+        changed: Condvar::new(),
+        kicks: AtomicU64::new(0),
+        sleeps: AtomicU64::new(0),
+    }
 }; MAX_CORES];
 
 static CORES: AtomicUsize = AtomicUsize::new(1);
@@ -104,12 +109,19 @@ pub fn enter_core(id: CoreId) -> CoreGuard {
     let mut occupants = lock(&OCCUPANTS);
     let nested = occupants[id] == Some(me);
     while occupants[id].is_some_and(|other| other != me) {
-        occupants = VACATED.wait(occupants).unwrap_or_else(PoisonError::into_inner);
+        occupants = VACATED
+            .wait(occupants)
+            .unwrap_or_else(PoisonError::into_inner);
     }
     occupants[id] = Some(me);
     drop(occupants);
     let previous = CORE.replace(Some(id));
-    CoreGuard { id, previous, nested, _not_send: core::marker::PhantomData }
+    CoreGuard {
+        id,
+        previous,
+        nested,
+        _not_send: core::marker::PhantomData,
+    }
 }
 
 impl Drop for CoreGuard {
@@ -146,7 +158,11 @@ pub fn sleeps(core: CoreId) -> u64 {
 /// # Panics
 /// When interrupts are masked: the machine would not have delivered it here.
 pub fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
-    assert_eq!(MASK_DEPTH.get(), 0, "an interrupt arrived although they are masked");
+    assert_eq!(
+        MASK_DEPTH.get(),
+        0,
+        "an interrupt arrived although they are masked"
+    );
     struct Leave(IrqState);
     impl Drop for Leave {
         fn drop(&mut self) {
@@ -194,18 +210,27 @@ pub fn in_interrupt() -> bool {
 /// Sleeps until a kick arrived since the last wait returned, or until `deadline_ns` of [`now_ns`]'s clock.
 /// Called with interrupts masked. Spurious returns are allowed.
 pub fn wait(deadline_ns: Option<u64>) {
-    debug_assert!(irq_masked(), "wait with interrupts enabled loses the wake-up between check and sleep");
+    debug_assert!(
+        irq_masked(),
+        "wait with interrupts enabled loses the wake-up between check and sleep"
+    );
     let core = current_core().expect("wait on a thread that is no core");
     let line = &LINES[core];
     line.sleeps.fetch_add(1, Ordering::Relaxed);
     let mut kicked = lock(&line.kicked);
     if !*kicked && !STEPPED.load(Ordering::Relaxed) {
         kicked = match deadline_ns {
-            None => line.changed.wait(kicked).unwrap_or_else(PoisonError::into_inner),
+            None => line
+                .changed
+                .wait(kicked)
+                .unwrap_or_else(PoisonError::into_inner),
             Some(deadline) => {
                 // A manual clock moves only by hand: look at it now and then.
                 let left = clock::real_duration_until(deadline).min(Duration::from_secs(3600));
-                line.changed.wait_timeout(kicked, left).unwrap_or_else(PoisonError::into_inner).0
+                line.changed
+                    .wait_timeout(kicked, left)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
             }
         };
     }

@@ -1,0 +1,367 @@
+//! One turn of the loop.
+//!
+//! ```text
+//!  take one level of the lock
+//!  blocking: hooks ─▶ deadline ─▶ look for a while ─▶ give the level back, sleep, take it again
+//!  accept the notification
+//!  bottom halves ─▶ handlers ─▶ timers ─▶ hooks            every callback may poll again
+//!  give the level back
+//! ```
+//! The level is given back only around a real wait: a caller that already holds the lock keeps everybody else out
+//! for the whole of it (ACQ-4). `poll` takes `&self` and no reference into the loop's tables lives across a callback.
+#![forbid(unsafe_code)]
+
+use super::adaptive::{CHECKS, slots};
+use super::bottom_half::{Due, Internal};
+use super::context::AioContext;
+use super::coroutine;
+use super::lane::RECORDS;
+use super::notifier::{PollCheck, WORDS, bit};
+use super::trace::{self, Event, trace};
+use crate::arch;
+use crate::sync::atomic::{Ordering, fence};
+
+/// How long an idle bottom half may wait, in ns (BH-5).
+const IDLE_NS: u64 = 10_000_000;
+
+/// "There is work now": a deadline that lies behind us.
+const NOW: u64 = 0;
+/// "Until something happens".
+const NEVER: u64 = u64::MAX;
+
+/// How a blocking turn waited, for adaptive polling.
+#[derive(Clone, Copy)]
+struct Waited {
+    block_ns: u64,
+    until: u64,
+}
+
+impl AioContext {
+    /// One turn: waits (when `blocking`) until there is work, runs it once, and returns whether there was *progress*:
+    /// a bottom half other than an idle one, a handler, a timer or a coroutine ran. A wake-up alone is none, so
+    /// callers loop on their own condition. Re-entrant from every callback.
+    ///
+    /// # Panics
+    /// On another core than its home, in an interrupt handler, and in a coroutine.
+    pub fn poll(&'static self, blocking: bool) -> bool {
+        assert!(self.is_home(), "a context is polled on its home core only");
+        assert!(
+            !arch::in_interrupt(),
+            "a context was polled in an interrupt handler"
+        );
+        assert!(
+            !coroutine::is_running(),
+            "a context was polled in a coroutine"
+        );
+        self.lock.acquire_unmeasured();
+        self.counters.turns.bump();
+        let waited = if blocking { self.wait_for_work() } else { None };
+        // Accept before looking at anything (NFY-3). The exchange reads the newest notification, and with it all
+        // that its sender queued; one that comes later stays for the next turn.
+        if self.notified.load(Ordering::Relaxed) {
+            self.notified.swap(false, Ordering::Acquire);
+            if let Some(waited) = waited {
+                self.adaptive.learn_own(waited.block_ns);
+            }
+        }
+        let mut progress = self.run_bottom_halves();
+        progress |= self.run_handlers(waited);
+        progress |= self.run_timers();
+        self.run_hooks();
+        self.lock.release();
+        progress
+    }
+
+    /// Until when there is nothing to do, as far as the loop itself can see. Notifications are not looked at.
+    fn next_deadline(&self) -> u64 {
+        if self.handlers.any_ready() || self.hooks.any_armed() {
+            return NOW;
+        }
+        let mut deadline = self.timers.earliest();
+        if !self.lanes.is_quiet() {
+            let mut idle = false;
+            // Outer, suspended batches count as well (BH-21).
+            let normal = self.lanes.any_queued(|item| {
+                if item >= RECORDS {
+                    return true;
+                }
+                let scheduled = self.records.scheduled(item);
+                idle |= scheduled == Some(true);
+                scheduled == Some(false)
+            });
+            if normal {
+                return NOW;
+            }
+            if idle {
+                deadline = deadline.min(trace::clock().saturating_add(IDLE_NS));
+            }
+        }
+        deadline
+    }
+
+    /// Waits until there may be work; `Some` when adaptive polling is on and it waited at all.
+    fn wait_for_work(&'static self) -> Option<Waited> {
+        // What was asked for at the end of the turn happens before any wait, a nested poll's too.
+        self.run_hooks();
+        let mut deadline = self.next_deadline();
+        if deadline == NOW || (deadline != NEVER && deadline <= trace::clock()) {
+            return None;
+        }
+        if !self.adaptive.enabled() && !self.has_begun() {
+            self.sleep(deadline);
+            return None;
+        }
+        let start = trace::clock();
+        if !self.look_for_work(start, deadline) && !self.leave_poll_mode() {
+            // A poll check, begin or end may have queued something.
+            deadline = deadline.min(self.next_deadline());
+            if deadline != NOW {
+                self.sleep(deadline);
+            }
+        }
+        let until = trace::clock();
+        Some(Waited {
+            block_ns: until.saturating_sub(start),
+            until,
+        })
+    }
+
+    /// Busy polling from `start` for as long as the budget says; true when there is a reason not to sleep.
+    fn look_for_work(&'static self, start: u64, deadline: u64) -> bool {
+        let budget = self.adaptive.budget(start);
+        if budget == 0 {
+            return false;
+        }
+        let end = start.saturating_add(budget).min(deadline);
+        // Copied once: a registration that changes meanwhile notifies, which ends the round.
+        let mut checks: [Option<(usize, PollCheck, usize)>; CHECKS] = [None; CHECKS];
+        let mut count = 0;
+        for slot in slots(&self.adaptive.polling) {
+            let (word, mask) = bit(slot);
+            if count == CHECKS || self.handlers.busy[word].load(Ordering::Relaxed) & mask != 0 {
+                continue;
+            }
+            let Some(registration) = self.handlers.get(slot) else {
+                continue;
+            };
+            let Some(check) = registration.handler.poll_check else {
+                continue;
+            };
+            if self.adaptive.begun[word].fetch_or(mask, Ordering::Relaxed) & mask == 0
+                && let Some(begin) = registration.handler.poll_begin
+            {
+                self.call(begin, registration.name);
+            }
+            checks[count] = Some((slot, check, registration.handler.ready.argument()));
+            count += 1;
+        }
+        let mut now = start;
+        let found = loop {
+            let mut ready = false;
+            for (slot, check, argument) in checks[..count].iter().flatten() {
+                if check(*argument) {
+                    let (word, mask) = bit(*slot);
+                    self.handlers.polled[word].fetch_or(mask, Ordering::Relaxed);
+                    ready = true;
+                }
+            }
+            // A notification ends the round at once (ADP-7) without being progress (POLL-12).
+            if ready || self.notified.load(Ordering::Relaxed) || self.handlers.any_ready() {
+                break true;
+            }
+            // Somebody waits for the lock, which we give back only while we sleep.
+            if now >= end || self.lock.has_waiters() {
+                break false;
+            }
+            arch::relax();
+            now = trace::clock();
+        };
+        self.adaptive.account(found, now.saturating_sub(start));
+        found
+    }
+
+    fn has_begun(&self) -> bool {
+        self.adaptive
+            .begun
+            .iter()
+            .any(|word| word.load(Ordering::Relaxed) != 0)
+    }
+
+    /// About to sleep: ends polling at every source, then asks each once more, since an event may have come while
+    /// its notifications were off (EN-13, ADP-6). True when one has work.
+    fn leave_poll_mode(&'static self) -> bool {
+        let mut ready = false;
+        for slot in slots(&self.adaptive.begun) {
+            let (word, mask) = bit(slot);
+            self.adaptive.begun[word].fetch_and(!mask, Ordering::Relaxed);
+            let Some(registration) = self.handlers.get(slot) else {
+                continue;
+            };
+            if let Some(end) = registration.handler.poll_end {
+                self.call(end, registration.name);
+            }
+            let busy = self.handlers.busy[word].load(Ordering::Relaxed) & mask != 0;
+            if let Some(check) = registration.handler.poll_check
+                && !busy
+                && check(registration.handler.ready.argument())
+            {
+                self.handlers.polled[word].fetch_or(mask, Ordering::Relaxed);
+                ready = true;
+            }
+        }
+        ready
+    }
+
+    /// The real wait, with one level of the lock given back.
+    fn sleep(&self, deadline: u64) {
+        self.lock.release();
+        let irq = arch::irq_mask();
+        // Only this core writes it, so a plain store does (NFY-11).
+        self.notify_me.store(
+            self.notify_me.load(Ordering::Relaxed) + 1,
+            Ordering::Relaxed,
+        );
+        // NFY-1, the loop's side: see `notify`.
+        fence(Ordering::SeqCst);
+        if !self.notified.load(Ordering::Relaxed) {
+            self.counters.sleeps.bump();
+            trace(Event::Sleep, 0, deadline);
+            arch::wait((deadline != NEVER).then_some(deadline));
+            trace(
+                Event::Wake,
+                u32::from(self.notified.load(Ordering::Relaxed)),
+                0,
+            );
+        }
+        self.notify_me.store(
+            self.notify_me.load(Ordering::Relaxed) - 1,
+            Ordering::Release,
+        );
+        // The interrupt that ended the wait is handled here.
+        arch::irq_restore(irq);
+        self.lock.acquire_unmeasured();
+    }
+
+    /// Runs one batch: what was queued when it began, and before that what outer batches have left.
+    fn run_bottom_halves(&'static self) -> bool {
+        let Some(depth) = self.lanes.begin_batch() else {
+            return false;
+        };
+        let mut progress = false;
+        while let Some(item) = self.lanes.next() {
+            if item >= RECORDS {
+                progress |= self.run_coroutine(item - RECORDS);
+                continue;
+            }
+            match self.records.dequeue(item) {
+                Due::Nothing => {}
+                Due::Call {
+                    callback,
+                    name,
+                    idle,
+                } => {
+                    trace(Event::Run, item as u32, 0);
+                    self.counters.bottom_halves.bump();
+                    self.call(callback, name);
+                    progress |= !idle;
+                }
+                Due::Internal(which) => {
+                    self.run_internal(which);
+                    progress = true;
+                }
+            }
+        }
+        self.lanes.end_batch(depth);
+        progress
+    }
+
+    fn run_internal(&'static self, which: usize) {
+        const STOP: usize = Internal::Stop as usize;
+        const WORK_IN: usize = Internal::WorkIn as usize;
+        const WORK_DONE: usize = Internal::WorkDone as usize;
+        match which {
+            STOP => self.state.end(),
+            WORK_IN => self.run_work(),
+            WORK_DONE => self.finish_work(),
+            // A kick of `wait_while`: it only has to have run.
+            _ => {}
+        }
+    }
+
+    /// Calls the handlers that are due, each readiness once, by the innermost poll that meets it (EN-10).
+    fn run_handlers(&'static self, waited: Option<Waited>) -> bool {
+        let handlers = &self.handlers;
+        if !handlers.any_ready() {
+            return false;
+        }
+        let pass = handlers.pass.load(Ordering::Relaxed).wrapping_add(1);
+        handlers.pass.store(pass, Ordering::Relaxed);
+        let mut progress = false;
+        for word in 0..WORDS {
+            // What becomes ready from here on waits for the next pass.
+            let mut todo = handlers.ready[word].load(Ordering::Relaxed)
+                | handlers.polled[word].load(Ordering::Relaxed);
+            while todo != 0 {
+                let slot = word * 64 + todo.trailing_zeros() as usize;
+                todo &= todo - 1;
+                progress |= self.run_handler(slot, pass, waited);
+            }
+        }
+        progress
+    }
+
+    fn run_handler(&'static self, slot: usize, pass: u32, waited: Option<Waited>) -> bool {
+        let handlers = &self.handlers;
+        let (word, mask) = bit(slot);
+        let polled = handlers.polled[word].load(Ordering::Relaxed) & mask != 0;
+        if polled {
+            handlers.polled[word].fetch_and(!mask, Ordering::Relaxed);
+        }
+        let marked = handlers.ready[word].fetch_and(!mask, Ordering::Acquire) & mask != 0;
+        if !polled && !marked {
+            // A nested poll has been here.
+            return false;
+        }
+        // An earlier handler of this pass may have unregistered it (EN-8).
+        let Some(registration) = handlers.get(slot) else {
+            return false;
+        };
+        if !polled && !registration.notifier.is_set() {
+            return false;
+        }
+        if registration.born.wrapping_sub(pass).cast_signed() >= 0 {
+            // Registered in this very pass: the next one sees it (POLL-11).
+            handlers.mark(slot);
+            return false;
+        }
+        trace(Event::Handler, slot as u32, 0);
+        self.counters.handlers.bump();
+        let was_busy = handlers.busy[word].fetch_or(mask, Ordering::Relaxed) & mask;
+        self.call(registration.handler.ready, registration.name);
+        if was_busy == 0 {
+            handlers.busy[word].fetch_and(!mask, Ordering::Relaxed);
+        }
+        if registration.is_current(self, slot) {
+            // Level-triggered: not cleared, so called again in the next pass (EN-3).
+            if registration.notifier.is_set() {
+                handlers.mark(slot);
+            }
+            if let Some(waited) = waited {
+                self.adaptive.learn(
+                    slot,
+                    registration.handler.poll_check,
+                    waited.block_ns,
+                    waited.until,
+                );
+            }
+        }
+        true
+    }
+
+    /// What the handler of `notifier` has learnt as its polling budget, in ns; 0 when it is not registered here.
+    pub fn learnt_poll_ns(&self, notifier: &super::EventNotifier) -> u64 {
+        notifier
+            .slot_in(self)
+            .map_or(0, |slot| self.adaptive.learnt(slot))
+    }
+}

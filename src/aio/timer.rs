@@ -1,0 +1,361 @@
+//! Timers on the monotonic clock: a static pool and a binary heap by (deadline, order of arming).
+//!
+//! A run samples the clock once and moves what is due to a list; then it calls that list's timers one after another.
+//! So a callback that re-arms for "now" waits for the next run whatever the clock's grain (TMR-7), equal deadlines
+//! fire in the order of arming (TMR-2), and a nested poll continues the outer run's list.
+//!
+//! The heap is under an interrupt-safe lock, so any core arms and cancels directly, in O(log n), and notifies the
+//! home core only when its timer became the first (TMR-3). 1,024 timers cost 72 KiB a context.
+#![forbid(unsafe_code)]
+
+use super::callback::{AioError, Callback};
+use super::context::AioContext;
+use super::trace::{self, Event, trace};
+use crate::config::TIMERS;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{IndexStack, IrqLock};
+
+/// `place` of a timer that is not armed; in the heap it is the position plus one.
+const NOWHERE: u16 = 0;
+/// `place` of a timer in the due list.
+const DUE: u16 = u16::MAX;
+const _: () = assert!(TIMERS < DUE as usize);
+
+#[derive(Clone, Copy)]
+struct Record {
+    deadline_ns: u64,
+    /// Order of arming.
+    sequence: u64,
+    body: Option<(Callback, &'static str)>,
+    generation: u32,
+    place: u16,
+    /// Neighbours in the due list, plus one.
+    next: u16,
+    previous: u16,
+}
+
+struct Queue {
+    records: [Record; TIMERS],
+    heap: [u16; TIMERS],
+    len: usize,
+    sequence: u64,
+    /// Ends of the due list, plus one.
+    due_head: u16,
+    due_tail: u16,
+}
+
+const EMPTY: Record = Record {
+    deadline_ns: 0,
+    sequence: 0,
+    body: None,
+    generation: 0,
+    place: NOWHERE,
+    next: 0,
+    previous: 0,
+};
+
+impl Queue {
+    fn key(&self, position: usize) -> (u64, u64) {
+        let record = &self.records[self.heap[position] as usize];
+        (record.deadline_ns, record.sequence)
+    }
+
+    fn put(&mut self, position: usize, index: u16) {
+        self.heap[position] = index;
+        self.records[index as usize].place = position as u16 + 1;
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        let (x, y) = (self.heap[a], self.heap[b]);
+        self.put(a, y);
+        self.put(b, x);
+    }
+
+    fn sift_up(&mut self, mut position: usize) {
+        while position > 0 {
+            let parent = (position - 1) / 2;
+            if self.key(parent) <= self.key(position) {
+                return;
+            }
+            self.swap(parent, position);
+            position = parent;
+        }
+    }
+
+    fn sift_down(&mut self, mut position: usize) {
+        loop {
+            let left = 2 * position + 1;
+            if left >= self.len {
+                return;
+            }
+            let right = left + 1;
+            let child = if right < self.len && self.key(right) < self.key(left) {
+                right
+            } else {
+                left
+            };
+            if self.key(position) <= self.key(child) {
+                return;
+            }
+            self.swap(position, child);
+            position = child;
+        }
+    }
+
+    fn insert(&mut self, index: usize, deadline_ns: u64) {
+        self.sequence += 1;
+        self.records[index].deadline_ns = deadline_ns;
+        self.records[index].sequence = self.sequence;
+        self.put(self.len, index as u16);
+        self.len += 1;
+        self.sift_up(self.len - 1);
+    }
+
+    /// Takes a timer out of the heap or the due list, if it is in one.
+    fn remove(&mut self, index: usize) {
+        match self.records[index].place {
+            NOWHERE => {}
+            DUE => {
+                let Record { next, previous, .. } = self.records[index];
+                match previous {
+                    0 => self.due_head = next,
+                    before => self.records[before as usize - 1].next = next,
+                }
+                match next {
+                    0 => self.due_tail = previous,
+                    after => self.records[after as usize - 1].previous = previous,
+                }
+            }
+            place => {
+                let position = place as usize - 1;
+                self.len -= 1;
+                if position < self.len {
+                    self.put(position, self.heap[self.len]);
+                    self.sift_up(position);
+                    self.sift_down(position);
+                }
+            }
+        }
+        let record = &mut self.records[index];
+        (record.place, record.next, record.previous) = (NOWHERE, 0, 0);
+    }
+
+    /// Moves what is due at `now` to the end of the due list, in order.
+    fn collect(&mut self, now: u64) {
+        // A deadline equal to now counts as reached (TMR-8).
+        while self.len > 0 && self.key(0).0 <= now {
+            let index = self.heap[0] as usize;
+            self.remove(index);
+            self.records[index].place = DUE;
+            self.records[index].previous = self.due_tail;
+            match self.due_tail {
+                0 => self.due_head = index as u16 + 1,
+                tail => self.records[tail as usize - 1].next = index as u16 + 1,
+            }
+            self.due_tail = index as u16 + 1;
+        }
+    }
+
+    /// The earliest deadline: 0 while something is due, `u64::MAX` when nothing is armed.
+    fn earliest(&self) -> u64 {
+        match (self.due_head, self.len) {
+            (0, 0) => u64::MAX,
+            (0, _) => self.key(0).0,
+            _ => 0,
+        }
+    }
+
+    fn is_live(&self, index: usize, generation: u32) -> bool {
+        self.records[index].generation == generation && self.records[index].body.is_some()
+    }
+}
+
+/// The timers of a context.
+pub(super) struct Timers {
+    queue: IrqLock<Queue>,
+    /// [`Queue::earliest`] plus one (0: nothing armed), for the loop to look at without the lock.
+    earliest: AtomicU64,
+    free: IndexStack<TIMERS>,
+}
+
+impl Timers {
+    pub(super) const fn new() -> Self {
+        Self {
+            queue: IrqLock::new(Queue {
+                records: [EMPTY; TIMERS],
+                heap: [0; TIMERS],
+                len: 0,
+                sequence: 0,
+                due_head: 0,
+                due_tail: 0,
+            }),
+            earliest: AtomicU64::new(0),
+            free: IndexStack::new(),
+        }
+    }
+
+    /// The earliest deadline; `u64::MAX` when no timer is armed. A plain load. A change after the look is safe,
+    /// because arming an earlier timer notifies (TMR-9).
+    #[inline]
+    pub(super) fn earliest(&self) -> u64 {
+        self.earliest.load(Ordering::Relaxed).wrapping_sub(1)
+    }
+
+    /// Lets `f` change the queue and publishes the earliest deadline.
+    fn change<R>(&self, f: impl FnOnce(&mut Queue) -> R) -> R {
+        let mut queue = self.queue.lock();
+        let result = f(&mut queue);
+        self.earliest
+            .store(queue.earliest().wrapping_add(1), Ordering::Relaxed);
+        result
+    }
+
+    pub(super) fn in_use(&self) -> usize {
+        self.free.in_use()
+    }
+
+    /// How many timers are armed.
+    pub(super) fn armed(&self) -> usize {
+        self.queue.lock().len
+    }
+}
+
+impl AioContext {
+    /// A timer that calls `callback` in this context. Any core.
+    ///
+    /// # Errors
+    /// [`AioError::Exhausted`] when the context has [`TIMERS`] already.
+    pub fn timer(&'static self, name: &'static str, callback: Callback) -> Result<Timer, AioError> {
+        let index = self.timers.free.take().ok_or(AioError::Exhausted)?;
+        let mut queue = self.timers.queue.lock();
+        let record = &mut queue.records[index];
+        record.body = Some((callback, name));
+        Ok(Timer {
+            context: self,
+            index: index as u16,
+            generation: record.generation,
+        })
+    }
+
+    /// Fires what is due; returns whether a callback ran. Home core only.
+    #[inline]
+    pub(super) fn run_timers(&'static self) -> bool {
+        let earliest = self.timers.earliest();
+        if earliest == u64::MAX {
+            return false;
+        }
+        // The one sample of the clock for this run (TMR-6).
+        let now = trace::clock();
+        if earliest > now {
+            return false;
+        }
+        self.timers.change(|queue| queue.collect(now));
+        let mut progress = false;
+        while let Some((index, deadline, callback, name)) = self.timers.change(|queue| {
+            let index = (queue.due_head as usize).checked_sub(1)?;
+            // Not pending any more before it is called: the callback may re-arm or delete it.
+            queue.remove(index);
+            let record = &queue.records[index];
+            let (callback, name) = record.body?;
+            Some((index, record.deadline_ns, callback, name))
+        }) {
+            trace(Event::Timer, index as u32, deadline);
+            self.counters.timers.bump();
+            self.call(callback, name);
+            progress = true;
+        }
+        progress
+    }
+}
+
+/// Handle of a timer; a copy is the same timer. Using one whose record was deleted does nothing.
+#[derive(Clone, Copy)]
+pub struct Timer {
+    context: &'static AioContext,
+    index: u16,
+    generation: u32,
+}
+
+impl Timer {
+    /// Arms it, or arms it anew, for `deadline_ns` of [`arch::now_ns`](crate::arch::now_ns); a deadline that has
+    /// passed fires in the next poll. Any core, interrupt handlers too. False when the handle is stale.
+    pub fn arm_at(&self, deadline_ns: u64) -> bool {
+        self.arm(deadline_ns, false)
+    }
+
+    /// As [`arm_at`](Self::arm_at), but never later than it is armed for already.
+    pub fn anticipate(&self, deadline_ns: u64) -> bool {
+        self.arm(deadline_ns, true)
+    }
+
+    fn arm(&self, deadline_ns: u64, only_earlier: bool) -> bool {
+        // The last nanosecond stands for "never" in the loop's arithmetic.
+        let deadline_ns = deadline_ns.min(u64::MAX - 1);
+        let index = self.index as usize;
+        let first = self.context.timers.change(|queue| {
+            if !queue.is_live(index, self.generation) {
+                return None;
+            }
+            let record = &queue.records[index];
+            if only_earlier && record.place != NOWHERE && record.deadline_ns <= deadline_ns {
+                return Some(false);
+            }
+            queue.remove(index);
+            queue.insert(index, deadline_ns);
+            Some(queue.heap[0] == self.index)
+        });
+        if first == Some(true) {
+            // The queue was changed under its lock before this, so a loop that has computed its deadline without
+            // this timer sees the notification, and one that computes it later sees the timer.
+            self.context.wake();
+        }
+        first.is_some()
+    }
+
+    /// Disarms it; idempotent. Does not wait for a callback that runs already on the home core (TMR-4).
+    pub fn cancel(&self) {
+        self.context.timers.change(|queue| {
+            if queue.is_live(self.index as usize, self.generation) {
+                queue.remove(self.index as usize);
+            }
+        });
+    }
+
+    /// Whether it is armed.
+    pub fn is_pending(&self) -> bool {
+        self.deadline_ns().is_some()
+    }
+
+    /// What it is armed for.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        let queue = self.context.timers.queue.lock();
+        let record = &queue.records[self.index as usize];
+        (queue.is_live(self.index as usize, self.generation) && record.place != NOWHERE)
+            .then_some(record.deadline_ns)
+    }
+
+    /// Frees the record. Legal inside its own callback. All copies of the handle are stale from now on.
+    ///
+    /// # Errors
+    /// [`AioError::Busy`] while it is armed, [`AioError::Stale`] when it was deleted before.
+    pub fn delete(self) -> Result<(), AioError> {
+        let index = self.index as usize;
+        let mut queue = self.context.timers.queue.lock();
+        if !queue.is_live(index, self.generation) {
+            return Err(AioError::Stale);
+        }
+        if queue.records[index].place != NOWHERE {
+            return Err(AioError::Busy);
+        }
+        queue.records[index].body = None;
+        queue.records[index].generation = self.generation.wrapping_add(1);
+        drop(queue);
+        self.context.timers.free.give_back(index);
+        Ok(())
+    }
+
+    /// The context that it fires in.
+    pub fn context(&self) -> &'static AioContext {
+        self.context
+    }
+}

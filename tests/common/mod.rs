@@ -1,0 +1,116 @@
+//! Shared by the event loop's tests: contexts, counters and logs that live for ever, as the firmware's statics do.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock};
+
+use ironthread::aio::{AioContext, BottomHalf, Callback, EventNotifier, Timer, TurnHook};
+use ironthread::arch::host::{self, CoreGuard, Machine};
+
+/// Gives a value the life of a static.
+pub fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+/// A context of its own, too large to pass through the stack in small threads.
+pub fn leak_context(name: &'static str) -> &'static AioContext {
+    leak(AioContext::new(name))
+}
+
+/// A callback out of a closure.
+pub fn call<R>(f: impl Fn(usize) -> R + Sync + 'static) -> Callback {
+    Callback::new(
+        leak(move |argument| {
+            f(argument);
+        }),
+        0,
+    )
+}
+
+/// A counter.
+pub fn count() -> &'static AtomicUsize {
+    leak(AtomicUsize::new(0))
+}
+
+/// Counts; returns the new value.
+pub fn add(counter: &AtomicUsize) -> usize {
+    counter.fetch_add(1, SeqCst) + 1
+}
+
+/// The counter's value.
+pub fn get(counter: &AtomicUsize) -> usize {
+    counter.load(SeqCst)
+}
+
+/// What happened, in order.
+pub struct Log(Mutex<Vec<usize>>);
+
+impl Log {
+    pub fn push(&self, what: usize) {
+        self.0.lock().unwrap().push(what);
+    }
+
+    pub fn take(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+pub fn log() -> &'static Log {
+    leak(Log(Mutex::new(vec![])))
+}
+
+pub fn notifier() -> &'static EventNotifier {
+    leak(EventNotifier::new())
+}
+
+/// Places for handles that callbacks need before they exist.
+pub type Late<T> = &'static OnceLock<T>;
+
+pub fn late() -> Late<BottomHalf> {
+    leak(OnceLock::new())
+}
+
+pub fn set_bh(place: Late<BottomHalf>, bh: BottomHalf) {
+    assert!(place.set(bh).is_ok());
+}
+
+pub fn bh_of(place: Late<BottomHalf>) -> BottomHalf {
+    *place.get().expect("set before it is used")
+}
+
+pub fn late_timer() -> Late<Timer> {
+    leak(OnceLock::new())
+}
+
+pub fn set_timer(place: Late<Timer>, timer: Timer) {
+    assert!(place.set(timer).is_ok());
+}
+
+pub fn timer_of(place: Late<Timer>) -> Timer {
+    *place.get().expect("set before it is used")
+}
+
+pub fn late_hook(f: &'static (dyn Fn(usize) + Sync), ctx: &'static AioContext) -> TurnHook {
+    ctx.turn_hook("hook", Callback::new(f, 0)).unwrap()
+}
+
+/// The stepped machine with a context on core 0, and this thread as core 0.
+pub fn single() -> ((CoreGuard, Machine), &'static AioContext) {
+    let (machine, ctx) = stepped(1);
+    ((host::enter_core(0), machine), ctx)
+}
+
+/// The stepped machine: waits return at once. A context on core 0, this thread is no core yet.
+pub fn stepped(cores: usize) -> (Machine, &'static AioContext) {
+    let machine = host::machine(cores);
+    host::set_stepped(true);
+    (machine, attach(0, "core 0"))
+}
+
+/// A fresh context with its home on `core`.
+pub fn attach(core: usize, name: &'static str) -> &'static AioContext {
+    let _core = host::enter_core(core);
+    let ctx = leak_context(name);
+    ctx.attach(core);
+    ctx
+}
