@@ -1,7 +1,9 @@
 //! From a core's first instruction to Rust.
 //!
 //! The board's `_start` jumps to `ironthread_entry` once it runs at its link address (x0 = device tree or 0); PSCI
-//! starts the other cores at `ironthread_secondary_entry` (x0 = dense core index). Both then take the same way:
+//! starts the other cores at `ironthread_secondary_entry` (x0 = dense core index). A board also brings its first
+//! table, `ironthread_first_table`, and vectors for the moments before there is a stack, `ironthread_early_vectors`
+//! (x21 = exception level of the start). Both kinds of core then take the same way:
 //!
 //! ```text
 //! EL2 or EL1, MMU off ── drop to EL1 ── MMU and caches on ── per-core record, vectors, stacks ── Rust
@@ -77,6 +79,11 @@ ironthread_entry:
     ldr     x22, =ironthread_first_table
     bl      enter_el1
     bl      mmu_on
+    ldr     x9, =ironthread_early_vectors
+    msr     vbar_el1, x9
+    isb
+    ldr     x9, =__image_end        // less memory than the image needs: found out here, not later
+    str     xzr, [x9, #-16]
 
     // Clear .bss before there is a stack in it or Rust looks at it.
     ldr     x0, =__bss_start
