@@ -154,8 +154,8 @@ fn main(tree: usize) -> ! {
     if let Some(wanted) = argument(&info, "cores") {
         assert_eq!(wanted.parse(), Ok(cores), "cores");
     }
-    for core in 1..cores {
-        ORDERS[core].store(SLEEP, Ordering::Release);
+    for (core, order) in ORDERS.iter().enumerate().take(cores).skip(1) {
+        order.store(SLEEP, Ordering::Release);
         await_order(core, ASLEEP, "did not take an order");
         Delay.delay_ms(1);
         arch::kick(core);
@@ -166,8 +166,8 @@ fn main(tree: usize) -> ! {
     let masked = arch::irq_mask();
     arch::wait(None);
     arch::irq_restore(masked);
-    for core in 0..cores {
-        ORDERS[core].store(TIMER, Ordering::Release);
+    for (core, order) in ORDERS.iter().enumerate().take(cores) {
+        order.store(TIMER, Ordering::Release);
         if core == 0 {
             obey(0);
         }
