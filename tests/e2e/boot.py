@@ -1,0 +1,143 @@
+"""`boards/qemu-virt/run` as a user meets it: refusals, exit status, power-off, power key."""
+import os
+import pty
+import select
+import subprocess
+import threading
+import time
+
+import harness
+import nbd
+from harness import ROOT, Disk, Failure, check, free_port, run
+
+RUN = ROOT / "boards/qemu-virt/run"
+
+
+def test_refusals(context):
+    """What run cannot do it refuses with a reason and status 2; the marker lines decide its status."""
+    image = context.image("disk.img", 1 << 20)
+    port = free_port()
+    with harness.socket.socket() as busy:
+        busy.bind(("127.0.0.1", port))
+        busy.listen()
+        cases = [(["--bogus"], "unknown flag"), (["--smp", "9"], "1 to 8 cores"), (["--gic", "4"], "2 or 3"), (["--smp"], "needs a value"),
+                 ([context.folder / "nonesuch.img"], "no such file"), ([context.folder], "is a folder"),
+                 (["--nbd-port", "70000"], "1 to 65535"), (["--memory", "lots"], "a size"), (["--smp=2"], "two words"),
+                 (["--nbd-port", port, image], f"port {port} on 127.0.0.1 is in use")]
+        for words, sentence in cases:
+            status, said = run([RUN, *words], ok=False)
+            check(status == 2 and sentence in said, f"{words}: status {status}: {said}")
+    holder = subprocess.Popen(["qemu-system-aarch64", "-M", "virt", "-display", "none", "-S", "-serial", "null", "-drive",
+                               f"if=none,id=d,format=raw,file={image}", "-device", "virtio-blk-device,drive=d"])
+    time.sleep(1.0)
+    status, said = run([RUN, "--nbd-port", free_port(), image], ok=False)
+    holder.kill()
+    holder.wait()
+    check(status == 2 and "in use by another program" in said, f"locked image: status {status}: {said}")
+
+    said = run([RUN, "--dry-run", "--smp", "2", "--gic", "2", "--flash", image, f"{image}:ro", "--", "-snapshot"])
+    for piece in ("-smp 2", "gic-version=2,acpi=off", "if=pflash,unit=0", "num-queues=2", "ironthread.export=vd0:rw", "vd1:ro",
+                  "serial=disk.img,", "serial=disk.img-2", "readonly=on", "queue-size=256,werror=report,rerror=report", "-snapshot"):
+        check(piece in said, f"{piece} is not in the QEMU line: {said}")
+
+    # A QEMU that only prints: the console's marker lines decide.
+    fake = context.folder / "bin"
+    fake.mkdir()
+    for text, status, wanted in (("ironthread: power off, clean", 0, 0), ("!! ironthread stopped: panic", 0, 1),
+                                 ("ironthread: power off, NOT clean: vd0", 0, 1), ("", 0, 1), ("ironthread: power off, clean", 3, 1)):
+        script = fake / "qemu-system-aarch64"
+        script.write_text("#!/bin/bash\nfor word; do case $word in *logfile=*) log=${word##*logfile=};; --version) exit 0;; esac; done\n"
+                          f"echo '{text}' | tee \"$log\"\nexit {status}\n")
+        script.chmod(0o755)
+        got, said = run([RUN, "--nbd-port", free_port(), image], ok=False, env=dict(os.environ, PATH=f"{fake}:{os.environ['PATH']}"))
+        check(got == wanted, f"{text!r}, QEMU's status {status}: run ended with {got}: {said}")
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, command):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen([str(word) for word in command], stdin=slave, stdout=slave, stderr=slave,
+                                        start_new_session=True)
+        os.close(slave)
+        self.text = ""
+
+    def expect(self, words, timeout=60.0):
+        deadline = time.monotonic() + timeout
+        while words not in self.text:
+            readable, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+            try:
+                data = os.read(self.master, 65536) if readable else b""
+            except OSError:
+                data = b""
+            if not data:
+                raise Failure(f"{words!r} did not come: {self.text[-1500:]}")
+            self.text += data.decode(errors="replace")
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def ends(self, timeout=60.0):
+        deadline = time.monotonic() + timeout
+        while self.process.poll() is None and time.monotonic() < deadline:
+            readable, _, _ = select.select([self.master], [], [], 0.1)
+            if readable:
+                try:
+                    self.text += os.read(self.master, 65536).decode(errors="replace")
+                except OSError:
+                    break
+        try:
+            return self.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, 9)
+            raise Failure(f"run does not end: {self.text[-1500:]}") from None
+
+
+def test_run(context):
+    """run on a terminal: boots, serves, `poweroff` and the power key end it with status 0."""
+    image = context.image("disk.img", 4 << 20)
+    for words, how in ((["--smp", "2"], "poweroff"), (["--gic", "2"], "key"), (["--flash"], "key"), ([], "plug")):
+        port = free_port()
+        qmp = context.folder / "qmp"
+        terminal = Terminal([RUN, "--yes", "--nbd-port", port, "--qmp", qmp, *words, image])
+        terminal.expect("ready in", 300)
+        loop = nbd.Loop()
+        connection = nbd.Connection(loop, ("127.0.0.1", port))
+        connection.write(4096, b"kept" * 1024)
+        check(connection.read(4096, 4096) == b"kept" * 1024, "read after write")
+        connection.close()
+        if how == "poweroff":
+            terminal.type("poweroff\r")
+        elif how == "key":
+            with harness.socket.socket(harness.socket.AF_UNIX) as monitor:
+                monitor.connect(str(qmp))
+                monitor.sendall(b'{"execute":"qmp_capabilities"}{"execute":"system_powerdown"}')
+                status = terminal.ends()
+        else:
+            terminal.type("\x01x")
+        status = terminal.ends()
+        check(status == (1 if how == "plug" else 0), f"{words} {how}: status {status}: {terminal.text[-1500:]}")
+        check(("power off, clean" in terminal.text) == (how != "plug"), f"{words} {how}: {terminal.text[-800:]}")
+        with open(image, "rb") as file:
+            file.seek(4096)
+            check(file.read(4096) == b"kept" * 1024, f"{words} {how}: the written block is not in the image")
+
+
+def test_start(context):
+    """From process start to the first NBD reply, and what the boot prints."""
+    image = context.image("disk.img", 1 << 20)
+    with context.machine([Disk(image, "start")], name="start") as machine:
+        loop = nbd.Loop()
+        connection = machine.connect(loop)
+        connection.read(0, 512)
+        context.note(f"ready after {machine.ready_ms} ms of the machine, first byte {time.monotonic() - machine.begun:.3f} s after QEMU's start")
+        lines = [line for line in machine.text.replace("\r", "").split("ready in")[0].split("\n") if line.strip()]
+        check(len(lines) <= 16, f"{len(lines)} lines before ready: " + "; ".join(lines))
+        for word in ("help", "info cores", "info contexts", "info disks", "info exports", "info connections", "info drain",
+                     "info memory", "info version", "log show"):
+            said = machine.console(word)
+            check(said.strip() and "error: unknown" not in said, f"{word}: {said!r}")
+        check("start" in machine.console("info disks"), "info disks does not name the serial")
+        connection.close()
+        machine.power_off()

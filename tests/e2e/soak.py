@@ -1,0 +1,140 @@
+"""Soak: many requests, connects, disconnects and injected faults; then every counter is back at zero."""
+import random
+import re
+
+import checker
+import nbd
+from harness import STANDIN, Disk, check
+
+SIZE = 64 << 20
+FAULTY = 48 << 20
+
+
+def counters(machine):
+    """What the console says that must return to zero, and the high-water marks."""
+    text = "\n".join(machine.console(f"info {what}") for what in ("connections", "disks", "memory", "drain"))
+    pairs = re.findall(r"([a-z][a-z -]*?)\s*[:=]?\s*(\d+)|(\d+)\s+([a-z][a-z -]*)", text)
+    return text
+
+
+def in_flight(text):
+    """Sum of all `in flight` numbers of a console text."""
+    return sum(int(number) for pair in re.findall(r"in flight[ :=]+(\d+)|(\d+) in flight", text) for number in pair if number)
+
+
+def marks(text):
+    """High-water marks by name: lines `NAME … high N` or `NAME … most N`."""
+    found = {}
+    for line in text.splitlines():
+        match = re.match(r"\s*(\S[^:0-9]*?)[\s:]+.*?(?:high(?:[- ]water)?|most)[ :=]+(\d+)", line)
+        if match:
+            found[match.group(1).strip()] = int(match.group(2))
+    return found
+
+
+def faulty_disk(image, count, chance):
+    """A disk on which `count` chosen sectors fail once."""
+    sectors = chance.sample(range(FAULTY // 512, (FAULTY + (8 << 20)) // 512, 8), count)
+    rules = [{"event": "none", "iotype": "read" if n % 2 else "write", "errno": 5, "sector": sector, "once": True}
+             for n, sector in enumerate(sectors)]
+    blockdev = {"driver": "blkdebug", "node-name": "faulty", "discard": "unmap", "inject-error": rules,
+                "image": {"driver": "file", "filename": str(image), "discard": "unmap"}}
+    return Disk(serial="soak", blockdev=[blockdev], node="faulty"), sectors
+
+
+def test_soak(context):
+    """10^5 requests (long: 10^6), 100 (1,000) connects, 20 (200) faults: counters zero, marks not rising."""
+    requests, connects, faults = (1_000_000, 1000, 200) if context.long else (100_000, 100, 20)
+    chance = random.Random(context.seed)
+    image = context.image("soak.img", SIZE)
+    disk, sectors = faulty_disk(image, faults, chance)
+    with context.machine([disk], cores=2, name="soak") as machine:
+        loop = nbd.Loop()
+        connections = [machine.connect(loop, name=f"client {n}", structured=n % 2 == 0) for n in range(4)]
+        history = checker.History(2048)
+        # Blocks that only one connection after the other uses: what a broken connection leaves behind must have
+        # ended before the next one is admitted.
+        others = checker.History(256, base=32 << 20)
+        work = checker.Workload(history, connections, 16, context.seed)
+        work.limit = 1 << 60
+        half, snapshots, done_connects, seen_errors = requests // 2, [], 0, 0
+        work.pump()
+        for half_number in range(2):
+            goal = half * (half_number + 1)
+            steps = connects // 2
+            for step in range(steps):
+                target = goal - half + half * (step + 1) // steps
+                loop.run(lambda: work.finished >= target, 120)
+                guest = machine.connect(loop, name=f"guest {done_connects}", structured=step % 2 == 0)
+                done_connects += 1
+                short = checker.Workload(others, [guest], 8, chance.random(), {"read": 3, "write": 5, "zero": 1})
+                short.tolerate = True
+                short.run(40)
+                check(not short.errors, f"guest: {short.errors}")
+                if step % 3 == 0:
+                    guest.close()
+                else:
+                    short.stopping, short.limit = False, 1 << 60
+                    short.pump()
+                    for _ in range(step % 4):
+                        loop.step(0.01)
+                    short.stop()
+                    guest.close(polite=step % 3 == 1)
+                # Faults: each chosen sector fails once, as an error of that one request.
+                while seen_errors < faults * (half_number * steps + step + 1) // connects:
+                    sector = sectors[seen_errors]
+                    victim = connections[seen_errors % 4]
+                    try:
+                        if seen_errors % 2:
+                            victim.read(sector * 512, 4096)
+                        else:
+                            victim.write(sector * 512, bytes(4096))
+                        check(False, f"the fault at sector {sector} did not show")
+                    except nbd.NbdError as error:
+                        check(error.errno == nbd.EIO, f"a fault came back as {error}")
+                    seen_errors += 1
+                    victim.read(sector * 512, 4096)
+                    victim.write(sector * 512, bytes(4096))
+                check(not history.complaints and not others.complaints, str((history.complaints + others.complaints)[:5]))
+            if half_number == 0:
+                snapshots.append(counters(machine))
+        work.drain()
+        for connection in connections:
+            connection.flush()
+            connection.close()
+        loop.run(lambda: True)
+        if not STANDIN:
+            import time
+            time.sleep(0.5)
+            last = counters(machine)
+            check(in_flight(last) == 0, f"in flight at the end: {last}")
+            before, after = marks(snapshots[0]), marks(last)
+            check(after, f"no high-water marks in: {last}")
+            rising = {name: (before.get(name), after[name]) for name in after if after[name] > before.get(name, after[name])}
+            check(not rising, f"high-water marks rose in the second half: {rising}")
+        context.note(f"{work.finished} requests, {done_connects} connects, {seen_errors} faults; {history.reads} reads judged")
+        machine.power_off()
+
+
+def test_failed_flush(context):
+    """A failed flush latches write-error: writes and flushes fail on every connection, reads go on."""
+    image = context.image("flush.img", 8 << 20)
+    blockdev = {"driver": "blkdebug", "node-name": "faulty", "image": {"driver": "file", "filename": str(image)},
+                "inject-error": [{"event": "none", "iotype": "flush", "errno": 5, "once": True}]}
+    with context.machine([Disk(serial="latch", blockdev=[blockdev], node="faulty")], name="latch") as machine:
+        loop = nbd.Loop()
+        first, second = machine.connect(loop), machine.connect(loop)
+        first.write(0, b"a" * 4096)
+        for connection, action in ((second, "flush"), (first, "flush"), (first, "write"), (second, "fua")):
+            try:
+                if action == "flush":
+                    connection.flush()
+                else:
+                    connection.write(4096, b"b" * 4096, nbd.FUA if action == "fua" else 0)
+            except nbd.NbdError as error:
+                check(error.errno == nbd.EIO, f"{action}: {error}")
+            else:
+                check(STANDIN, f"{action} succeeded after a failed flush")
+        check(second.read(0, 4096) == b"a" * 4096, "reads must go on")
+        check(STANDIN or "write-error" in machine.console("info disks"), "info disks does not show write-error")
+        machine.kill()
