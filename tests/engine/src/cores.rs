@@ -47,7 +47,9 @@ pub fn start(
             }
             aio::run_loop(context);
         };
-        let thread = std::thread::Builder::new().name(format!("core {core}")).spawn(run);
+        let thread = std::thread::Builder::new()
+            .name(format!("core {core}"))
+            .spawn(run);
         threads.push(thread.expect("a thread for a core"));
         is_up.recv().expect("a core failed to start");
     }

@@ -101,14 +101,18 @@ impl TestDevice {
             events: OnceLock::new(),
             deliver: OnceLock::new(),
         }));
-        let deliver: &'static (dyn Fn(usize) + Sync) = Box::leak(Box::new(move |core| device.answer(core)));
+        let deliver: &'static (dyn Fn(usize) + Sync) =
+            Box::leak(Box::new(move |core| device.answer(core)));
         let _ = device.deliver.set(deliver);
         device
     }
 
     /// A device of `size` zero bytes with every feature.
     pub fn memory(size: u64, serial: &str) -> &'static Self {
-        Self::new(full_info(size, serial), Storage::Memory(vec![0; size as usize]))
+        Self::new(
+            full_info(size, serial),
+            Storage::Memory(vec![0; size as usize]),
+        )
     }
 
     /// A device over a file, which is not resized.
@@ -124,8 +128,11 @@ impl TestDevice {
     /// Makes `core` able to submit; on that core, after its context is attached.
     pub fn start(&'static self, core: CoreId) {
         let deliver = self.deliver.get().expect("set when made");
-        let bottom_half = aio::context(core).bottom_half("test device", Callback::new(*deliver, core));
-        let _ = self.answers[core].bottom_half.set(bottom_half.expect("a bottom half for a test device"));
+        let bottom_half =
+            aio::context(core).bottom_half("test device", Callback::new(*deliver, core));
+        let _ = self.answers[core]
+            .bottom_half
+            .set(bottom_half.expect("a bottom half for a test device"));
     }
 
     /// Plants a fault.
@@ -174,8 +181,12 @@ impl TestDevice {
     pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         match &lock(&self.state).storage {
-            Storage::Memory(memory) => bytes.copy_from_slice(&memory[offset as usize..offset as usize + len]),
-            Storage::File(file) => file.read_exact_at(&mut bytes, offset).expect("peek into a file"),
+            Storage::Memory(memory) => {
+                bytes.copy_from_slice(&memory[offset as usize..offset as usize + len])
+            }
+            Storage::File(file) => file
+                .read_exact_at(&mut bytes, offset)
+                .expect("peek into a file"),
         }
         bytes
     }
@@ -206,7 +217,11 @@ impl TestDevice {
         let core = arch::current_core().expect("devices are used by cores");
         let answers = &self.answers[core];
         lock(&answers.list).push_back((request, result));
-        answers.bottom_half.get().expect("the device was started on this core").schedule();
+        answers
+            .bottom_half
+            .get()
+            .expect("the device was started on this core")
+            .schedule();
     }
 
     fn answer(&self, core: usize) {

@@ -68,18 +68,33 @@ fn file(text: &str) -> Result<Disk, String> {
     };
     let opened = OpenOptions::new().read(true).write(!read_only).open(path);
     let device = opened.and_then(|file| TestDevice::file(file, read_only, name));
-    Ok(Disk::File(name.into(), device.map_err(|error| format!("{path}: {error}"))?, read_only))
+    Ok(Disk::File(
+        name.into(),
+        device.map_err(|error| format!("{path}: {error}"))?,
+        read_only,
+    ))
 }
 
 fn fault(text: &str, disks: &[Disk]) -> Option<()> {
     let mut parts = text.split(':');
     let name = parts.next()?;
     let word = parts.next()?;
-    let operation = Operation::ALL.into_iter().find(|operation| operation.name() == word)?;
+    let operation = Operation::ALL
+        .into_iter()
+        .find(|operation| operation.name() == word)?;
     let (from, to) = parts.next()?.split_once('-')?;
-    let times = parts.next().map_or(Some(u32::MAX), |times| times.parse().ok())?;
+    let times = parts
+        .next()
+        .map_or(Some(u32::MAX), |times| times.parse().ok())?;
     let every = parts.next().map_or(Some(1), |every| every.parse().ok())?;
-    let fault = Fault { operation, from: size(from)?, to: size(to)?, times, every, error: BlockError::Io };
+    let fault = Fault {
+        operation,
+        from: size(from)?,
+        to: size(to)?,
+        times,
+        every,
+        error: BlockError::Io,
+    };
     disks.iter().find_map(|disk| match disk {
         Disk::File(known, device, _) if known == name => Some(device.plant(fault)),
         _ => None,
@@ -94,7 +109,9 @@ fn options() -> Result<Options, String> {
             options.quiet = true;
             continue;
         }
-        let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
+        let value = words
+            .next()
+            .ok_or_else(|| format!("{word} needs a value"))?;
         let sized = |value: &str| {
             let (name, digits) = value.split_once(':')?;
             Some((name.to_string(), size(digits)?))
@@ -104,8 +121,16 @@ fn options() -> Result<Options, String> {
             "--cores" => options.cores = Some(value.parse().map_err(|_| wrong())?),
             "--listen" => options.listen = Some(value),
             "--unix" => options.unix = Some(value),
-            "--ram" => options.disks.push(sized(&value).map(|(n, s)| Disk::Ram(n, s)).ok_or_else(wrong)?),
-            "--null" => options.disks.push(sized(&value).map(|(n, s)| Disk::Null(n, s)).ok_or_else(wrong)?),
+            "--ram" => options.disks.push(
+                sized(&value)
+                    .map(|(n, s)| Disk::Ram(n, s))
+                    .ok_or_else(wrong)?,
+            ),
+            "--null" => options.disks.push(
+                sized(&value)
+                    .map(|(n, s)| Disk::Null(n, s))
+                    .ok_or_else(wrong)?,
+            ),
             "--file" => options.disks.push(file(&value)?),
             "--fault" => fault(&value, &options.disks).ok_or_else(wrong)?,
             _ => return Err(format!("{word}: unknown")),
@@ -120,9 +145,15 @@ fn options() -> Result<Options, String> {
 fn node(disk: &Disk) -> Result<NodeId, BlockError> {
     match disk {
         Disk::Ram(name, size) => ram::create(name, Vec::leak(vec![0; *size as usize]), 512),
-        Disk::Null(name, size) => {
-            null::create(name, null::NullOptions { size: *size, block: 512, read_zeroes: true, latency_ns: 0 })
-        }
+        Disk::Null(name, size) => null::create(
+            name,
+            null::NullOptions {
+                size: *size,
+                block: 512,
+                read_zeroes: true,
+                latency_ns: 0,
+            },
+        ),
         Disk::File(_, device, _) => block::add_disk(*device, 0).map(block::Disk::node),
     }
 }
@@ -134,8 +165,16 @@ fn export_all(disks: &[Disk]) {
             Disk::Null(name, _) => (name, "nothing", true),
             Disk::File(name, _, read_only) => (name, "file", !read_only),
         };
-        let backend = node(disk).and_then(|node| Backend::create(name, "nbd", node)).expect("a backend");
-        export::add(name, &format!("{kind} of the test engine"), backend, writable).expect("an export");
+        let backend = node(disk)
+            .and_then(|node| Backend::create(name, "nbd", node))
+            .expect("a backend");
+        export::add(
+            name,
+            &format!("{kind} of the test engine"),
+            backend,
+            writable,
+        )
+        .expect("an export");
     }
 }
 
@@ -158,8 +197,15 @@ fn main() -> ExitCode {
         (None, address) => {
             let address = address.as_deref().unwrap_or("127.0.0.1:10809");
             let listener = TcpListener::bind(address);
-            let bound = listener.as_ref().ok().and_then(|l| l.local_addr().ok()).map(|a| a.to_string());
-            (listener.map(Listener::Tcp), bound.unwrap_or_else(|| address.into()))
+            let bound = listener
+                .as_ref()
+                .ok()
+                .and_then(|l| l.local_addr().ok())
+                .map(|a| a.to_string());
+            (
+                listener.map(Listener::Tcp),
+                bound.unwrap_or_else(|| address.into()),
+            )
         }
     };
     let listener = match listener {
@@ -171,22 +217,36 @@ fn main() -> ExitCode {
     };
     let count = options.cores.unwrap_or(2);
     let disks = options.disks;
-    let devices: Vec<&'static TestDevice> =
-        disks.iter().filter_map(|disk| if let Disk::File(_, device, _) = disk { Some(*device) } else { None }).collect();
+    let devices: Vec<&'static TestDevice> = disks
+        .iter()
+        .filter_map(|disk| {
+            if let Disk::File(_, device, _) = disk {
+                Some(*device)
+            } else {
+                None
+            }
+        })
+        .collect();
     let listener = std::sync::Arc::new(std::sync::Mutex::new(Some(listener)));
     let network = count - 1;
     let prepare = move |core: usize| devices.iter().for_each(|device| device.start(core));
     let begin = move || {
         export_all(&disks);
         let start = move |_: usize| {
-            let listener = listener.lock().expect("no panic inside").take().expect("started once");
+            let listener = listener
+                .lock()
+                .expect("no panic inside")
+                .take()
+                .expect("started once");
             nbd::start(network, &sockets::wake).expect("the server starts");
             sockets::start(network, listener, nbd::server());
             println!("ready {address}");
         };
         let start: &'static (dyn Fn(usize) + Sync) = Box::leak(Box::new(start));
         let context = ironthread::aio::context(network);
-        context.schedule_oneshot("start network", ironthread::aio::Callback::new(start, 0)).expect("a one-shot");
+        context
+            .schedule_oneshot("start network", ironthread::aio::Callback::new(start, 0))
+            .expect("a one-shot");
     };
     cores::start(count, prepare, begin).wait();
     ExitCode::SUCCESS

@@ -15,7 +15,9 @@ use ironthread::block::node::{null, ram};
 use ironthread::block::{self, Backend, DeviceFeatures};
 use ironthread::config::SESSIONS;
 use ironthread::export::{self, nbd};
-use ironthread::net::stream::{ByteStream, CloseReason, MAX_HEADER, PeerAddress, ReceiveState, StreamHandler};
+use ironthread::net::stream::{
+    ByteStream, CloseReason, MAX_HEADER, PeerAddress, ReceiveState, StreamHandler,
+};
 use ironthread::sync::Buffer;
 
 use crate::device::{Storage, TestDevice, full_info};
@@ -85,7 +87,8 @@ impl Wire {
                 let head = first.header.len().min(room);
                 self.ring.extend(first.header.drain(..head));
                 let body = first.len.min(room - head);
-                self.ring.extend(&first.buffer.as_slice()[first.start..first.start + body]);
+                self.ring
+                    .extend(&first.buffer.as_slice()[first.start..first.start + body]);
                 first.start += body;
                 first.len -= body;
                 now |= head + body > 0;
@@ -122,7 +125,11 @@ impl ByteStream for Wire {
             assert!(taken <= lent.len(), "more consumed than lent");
             self.to_server.drain(..taken);
         }
-        if self.to_server.is_empty() && self.peer_finished { ReceiveState::Finished } else { ReceiveState::Open }
+        if self.to_server.is_empty() && self.peer_finished {
+            ReceiveState::Finished
+        } else {
+            ReceiveState::Open
+        }
     }
 
     fn send(&mut self, bytes: &[u8]) -> usize {
@@ -131,12 +138,23 @@ impl ByteStream for Wire {
         taken
     }
 
-    fn send_buffer(&mut self, header: &[u8], buffer: Buffer, start: usize, len: usize) -> Result<(), Buffer> {
+    fn send_buffer(
+        &mut self,
+        header: &[u8],
+        buffer: Buffer,
+        start: usize,
+        len: usize,
+    ) -> Result<(), Buffer> {
         assert!(header.len() <= MAX_HEADER && start + len <= buffer.len());
         if self.closed || self.aborted || self.reset || self.waiting.len() == BUFFERS {
             return Err(buffer);
         }
-        self.waiting.push_back(Waiting { header: header.to_vec(), buffer, start, len });
+        self.waiting.push_back(Waiting {
+            header: header.to_vec(),
+            buffer,
+            start,
+            len,
+        });
         Ok(())
     }
 
@@ -146,7 +164,12 @@ impl ByteStream for Wire {
     }
 
     fn unsent(&self) -> usize {
-        self.ring.len() + self.waiting.iter().map(|w| w.header.len() + w.len).sum::<usize>()
+        self.ring.len()
+            + self
+                .waiting
+                .iter()
+                .map(|w| w.header.len() + w.len)
+                .sum::<usize>()
     }
 
     fn close(&mut self) {
@@ -213,16 +236,35 @@ fn boot() {
         nodes.push(block::add_disk(device, 0).expect("a disk").node());
     }
     let add = |name: &str, node, writable| {
-        export::add(name, &format!("about {name}"), backend(name, node), writable).expect("an export");
+        export::add(
+            name,
+            &format!("about {name}"),
+            backend(name, node),
+            writable,
+        )
+        .expect("an export");
     };
     add("disk", nodes[0], true);
     add("locked", nodes[0], false);
     add("other", nodes[1], true);
     add("blocks", nodes[2], true);
     add("plain", nodes[3], true);
-    add("ram", ram::create("ram-node", Vec::leak(vec![0; DISK as usize]), 512).expect("a ram node"), true);
-    let options = null::NullOptions { size: NULL, block: 512, read_zeroes: true, latency_ns: 0 };
-    add("null", null::create("null-node", options).expect("a null node"), true);
+    add(
+        "ram",
+        ram::create("ram-node", Vec::leak(vec![0; DISK as usize]), 512).expect("a ram node"),
+        true,
+    );
+    let options = null::NullOptions {
+        size: NULL,
+        block: 512,
+        read_zeroes: true,
+        latency_ns: 0,
+    };
+    add(
+        "null",
+        null::create("null-node", options).expect("a null node"),
+        true,
+    );
     let _ = DISKS.set(disks);
 }
 
@@ -265,7 +307,11 @@ impl Bench {
             device.poke(0, &vec![0; DISK as usize]);
             device.watch();
         }
-        let bench = Self { disks, _core: core, _machine: machine };
+        let bench = Self {
+            disks,
+            _core: core,
+            _machine: machine,
+        };
         bench.run();
         bench.assert_idle();
         bench
@@ -280,7 +326,9 @@ impl Bench {
     pub fn connect(&self) -> Option<Peer> {
         let server = nbd::server();
         let mut wires = wires();
-        let slot = (0..SESSIONS).find(|slot| wires[*slot].is_none() && server.ready(*slot))?;
+        let slot = (0..SESSIONS).find(|slot| {
+            wires[*slot].as_ref().is_none_or(|wire| wire.over) && server.ready(*slot)
+        })?;
         wires[slot] = Some(Wire::new());
         drop(wires);
         server.opened(slot, PeerAddress::Local(slot as u32), now());
@@ -318,7 +366,9 @@ impl Bench {
     /// One slot's turn. Returns whether anything happened.
     fn turn(&self, slot: usize, woken: bool) -> bool {
         let server = nbd::server();
-        let Some(mut wire) = wires()[slot].take() else { return false };
+        let Some(mut wire) = wires()[slot].take() else {
+            return false;
+        };
         let due = wire.deadline.is_some_and(|deadline| deadline <= now());
         let mut moved = false;
         if !wire.over && (woken || wire.moved || due) {
@@ -326,7 +376,8 @@ impl Bench {
             let before = wire.to_server.len();
             if !wire.closed && !wire.aborted && !wire.reset {
                 wire.deadline = server.step(slot, &mut wire, now());
-                moved |= wire.to_server.len() != before || wire.deadline.is_some_and(|deadline| deadline <= now());
+                moved |= wire.to_server.len() != before
+                    || wire.deadline.is_some_and(|deadline| deadline <= now());
             }
         }
         if wire.pump() {
@@ -369,8 +420,18 @@ impl Bench {
         assert_eq!(block::request_usage().0, 0, "request records are in use");
         export::for_each(|export| {
             assert_eq!(export.sessions, 0, "sessions on {}", export.name);
-            assert_eq!(export.backend.in_flight(), 0, "requests in flight on {}", export.name);
-            assert_eq!(export.backend.parked(), 0, "requests parked on {}", export.name);
+            assert_eq!(
+                export.backend.in_flight(),
+                0,
+                "requests in flight on {}",
+                export.name
+            );
+            assert_eq!(
+                export.backend.parked(),
+                0,
+                "requests parked on {}",
+                export.name
+            );
         });
         nbd::connections(|connection| panic!("connection {} is left", connection.slot));
     }
@@ -381,7 +442,12 @@ impl Bench {
             wire.reset = true;
             wire.moved = true;
         }
-        for device in [self.disks.disk, self.disks.other, self.disks.blocks, self.disks.plain] {
+        for device in [
+            self.disks.disk,
+            self.disks.other,
+            self.disks.blocks,
+            self.disks.plain,
+        ] {
             device.release();
         }
         self.run();
@@ -403,7 +469,9 @@ pub struct Peer {
 
 impl Peer {
     fn wire<R>(&self, f: impl FnOnce(&mut Wire) -> R) -> R {
-        f(wires()[self.slot].as_mut().expect("a connection of this test"))
+        f(wires()[self.slot]
+            .as_mut()
+            .expect("a connection of this test"))
     }
 
     fn touch<R>(&self, f: impl FnOnce(&mut Wire) -> R) -> R {

@@ -15,7 +15,9 @@ use std::sync::{Mutex, OnceLock};
 use ironthread::aio::{self, Callback, EventNotifier, Timer};
 use ironthread::arch::{self, CoreId};
 use ironthread::config::SESSIONS;
-use ironthread::net::stream::{ByteStream, CloseReason, MAX_HEADER, PeerAddress, ReceiveState, StreamHandler};
+use ironthread::net::stream::{
+    ByteStream, CloseReason, MAX_HEADER, PeerAddress, ReceiveState, StreamHandler,
+};
 use ironthread::sync::Buffer;
 
 /// Bytes received ahead of the handler.
@@ -72,7 +74,12 @@ impl Socket {
 
 enum Outgoing {
     Bytes(VecDeque<u8>),
-    Owned { header: Vec<u8>, buffer: Buffer, start: usize, len: usize },
+    Owned {
+        header: Vec<u8>,
+        buffer: Buffer,
+        start: usize,
+        len: usize,
+    },
 }
 
 /// One connection.
@@ -104,7 +111,8 @@ impl Connection {
             let filled = self.received.len();
             self.received.resize(RECEIVE_BYTES, 0);
             let outcome = self.socket.read(&mut self.received[filled..]);
-            self.received.truncate(filled + *outcome.as_ref().unwrap_or(&0));
+            self.received
+                .truncate(filled + *outcome.as_ref().unwrap_or(&0));
             match outcome {
                 Ok(0) => self.state = ReceiveState::Finished,
                 Ok(_) => {}
@@ -129,9 +137,12 @@ impl Connection {
                         let (a, b) = bytes.as_slices();
                         [a, b]
                     }
-                    Outgoing::Owned { header, buffer, start, len } => {
-                        [header, &buffer.as_slice()[*start..*start + *len]]
-                    }
+                    Outgoing::Owned {
+                        header,
+                        buffer,
+                        start,
+                        len,
+                    } => [header, &buffer.as_slice()[*start..*start + *len]],
                 };
                 for part in parts {
                     let cut = skip.min(part.len());
@@ -203,20 +214,37 @@ impl ByteStream for Connection {
         if taken > 0 {
             match self.outgoing.back_mut() {
                 Some(Outgoing::Bytes(queue)) => queue.extend(&bytes[..taken]),
-                _ => self.outgoing.push_back(Outgoing::Bytes(bytes[..taken].iter().copied().collect())),
+                _ => self
+                    .outgoing
+                    .push_back(Outgoing::Bytes(bytes[..taken].iter().copied().collect())),
             }
             self.bytes += taken;
         }
         taken
     }
 
-    fn send_buffer(&mut self, header: &[u8], buffer: Buffer, start: usize, len: usize) -> Result<(), Buffer> {
+    fn send_buffer(
+        &mut self,
+        header: &[u8],
+        buffer: Buffer,
+        start: usize,
+        len: usize,
+    ) -> Result<(), Buffer> {
         assert!(header.len() <= MAX_HEADER && start + len <= buffer.len());
-        if self.closing || self.aborted || self.state == ReceiveState::Reset || self.buffers >= SEND_BUFFERS {
+        if self.closing
+            || self.aborted
+            || self.state == ReceiveState::Reset
+            || self.buffers >= SEND_BUFFERS
+        {
             return Err(buffer);
         }
         self.buffers += 1;
-        self.outgoing.push_back(Outgoing::Owned { header: header.to_vec(), buffer, start, len });
+        self.outgoing.push_back(Outgoing::Owned {
+            header: header.to_vec(),
+            buffer,
+            start,
+            len,
+        });
         Ok(())
     }
 
@@ -297,22 +325,45 @@ pub fn start(core: CoreId, listener: Listener, handler: &'static dyn StreamHandl
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let epoll = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(epoll) };
     let fd = match &listener {
-        Listener::Tcp(listener) => listener.set_nonblocking(true).map(|()| listener.as_raw_fd()),
-        Listener::Unix(listener) => listener.set_nonblocking(true).map(|()| listener.as_raw_fd()),
+        Listener::Tcp(listener) => listener
+            .set_nonblocking(true)
+            .map(|()| listener.as_raw_fd()),
+        Listener::Unix(listener) => listener
+            .set_nonblocking(true)
+            .map(|()| listener.as_raw_fd()),
     };
-    watch(epoll.as_raw_fd(), fd.expect("a non-blocking listener"), LISTENER);
+    watch(
+        epoll.as_raw_fd(),
+        fd.expect("a non-blocking listener"),
+        LISTENER,
+    );
     let _ = TRANSPORT.epoll.set(epoll);
     let _ = TRANSPORT.handler.set(handler);
-    let timer = context.timer("sockets", Callback::new(&expired, 0)).expect("a timer");
+    let timer = context
+        .timer("sockets", Callback::new(&expired, 0))
+        .expect("a timer");
     let _ = TRANSPORT.timer.set(timer);
-    context.register(&TRANSPORT.notifier, "sockets", Callback::new(&ready, 0), None).expect("a handler");
+    context
+        .register(
+            &TRANSPORT.notifier,
+            "sockets",
+            Callback::new(&ready, 0),
+            None,
+        )
+        .expect("a handler");
     let run = move || wait_for_events(&listener);
-    std::thread::Builder::new().name("sockets".into()).spawn(run).expect("a thread for events");
+    std::thread::Builder::new()
+        .name("sockets".into())
+        .spawn(run)
+        .expect("a thread for events");
 }
 
 fn watch(epoll: RawFd, fd: RawFd, token: u64) {
     let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
-    let mut event = libc::epoll_event { events: events as u32, u64: token };
+    let mut event = libc::epoll_event {
+        events: events as u32,
+        u64: token,
+    };
     // SAFETY: `event` outlives the call; both descriptors are open.
     let outcome = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut event) };
     assert_eq!(outcome, 0, "epoll_ctl");
@@ -323,7 +374,8 @@ fn wait_for_events(listener: &Listener) {
     let mut events = [libc::epoll_event { events: 0, u64: 0 }; 32];
     loop {
         // SAFETY: the array holds as many events as the kernel is told.
-        let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), events.len() as i32, -1) };
+        let count =
+            unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), events.len() as i32, -1) };
         let mut bits = 0;
         for event in events.iter().take(usize::try_from(count).unwrap_or(0)) {
             match event.u64 {
@@ -340,18 +392,29 @@ fn accept(listener: &Listener) {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     loop {
         let connection = match listener {
-            Listener::Tcp(listener) => listener.accept().map(|(socket, peer): (TcpStream, SocketAddr)| {
-                let _ = socket.set_nodelay(true);
-                let _ = socket.set_nonblocking(true);
-                (Socket::Tcp(socket), PeerAddress::Internet(peer))
-            }),
+            Listener::Tcp(listener) => {
+                listener
+                    .accept()
+                    .map(|(socket, peer): (TcpStream, SocketAddr)| {
+                        let _ = socket.set_nodelay(true);
+                        let _ = socket.set_nonblocking(true);
+                        (Socket::Tcp(socket), PeerAddress::Internet(peer))
+                    })
+            }
             Listener::Unix(listener) => listener.accept().map(|(socket, _)| {
                 let _ = socket.set_nonblocking(true);
-                (Socket::Unix(socket), PeerAddress::Local(NUMBER.fetch_add(1, Ordering::Relaxed)))
+                (
+                    Socket::Unix(socket),
+                    PeerAddress::Local(NUMBER.fetch_add(1, Ordering::Relaxed)),
+                )
             }),
         };
         match connection {
-            Ok(connection) => TRANSPORT.accepted.lock().expect("no panic inside").push_back(connection),
+            Ok(connection) => TRANSPORT
+                .accepted
+                .lock()
+                .expect("no panic inside")
+                .push_back(connection),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return,
         }
@@ -361,8 +424,13 @@ fn accept(listener: &Listener) {
 fn expired(_: usize) {
     let now = arch::now_ns();
     let due = SLOTS.with_borrow(|slots| {
-        let due = |connection: &Connection| connection.deadline.is_some_and(|deadline| deadline <= now);
-        slots.iter().enumerate().filter(|(_, c)| c.as_ref().is_some_and(due)).fold(0, |bits, (slot, _)| bits | 1 << slot)
+        let due =
+            |connection: &Connection| connection.deadline.is_some_and(|deadline| deadline <= now);
+        slots
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| c.as_ref().is_some_and(due))
+            .fold(0, |bits, (slot, _)| bits | 1 << slot)
     });
     TRANSPORT.pending.fetch_or(due, Ordering::SeqCst);
     TRANSPORT.notifier.set();
@@ -370,7 +438,9 @@ fn expired(_: usize) {
 
 fn ready(_: usize) {
     TRANSPORT.notifier.test_and_clear();
-    let Some(handler) = TRANSPORT.handler.get() else { return };
+    let Some(handler) = TRANSPORT.handler.get() else {
+        return;
+    };
     admit(*handler);
     let pending = TRANSPORT.pending.swap(0, Ordering::SeqCst);
     let mut earliest = None;
@@ -401,7 +471,14 @@ fn admit(handler: &'static dyn StreamHandler) {
             if place.is_some() || !handler.ready(slot) {
                 continue;
             }
-            let Some((socket, peer)) = TRANSPORT.accepted.lock().expect("no panic inside").pop_front() else { return };
+            let Some((socket, peer)) = TRANSPORT
+                .accepted
+                .lock()
+                .expect("no panic inside")
+                .pop_front()
+            else {
+                return;
+            };
             if let Some(epoll) = TRANSPORT.epoll.get() {
                 watch(epoll.as_raw_fd(), socket.fd(), slot as u64);
             }
@@ -453,11 +530,22 @@ fn serve(handler: &'static dyn StreamHandler, slot: usize, connection: &mut Conn
 
 fn finish(connection: &Connection) {
     if connection.aborted {
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        let linger = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
         let size = size_of::<libc::linger>() as libc::socklen_t;
         let value = (&raw const linger).cast();
         // SAFETY: `value` points to a linger structure of the size that is passed; the descriptor is open.
-        unsafe { libc::setsockopt(connection.socket.fd(), libc::SOL_SOCKET, libc::SO_LINGER, value, size) };
+        unsafe {
+            libc::setsockopt(
+                connection.socket.fd(),
+                libc::SOL_SOCKET,
+                libc::SO_LINGER,
+                value,
+                size,
+            )
+        };
     } else {
         connection.socket.shutdown();
     }

@@ -13,17 +13,32 @@ fn go_tells_size_flags_and_block_sizes() {
     use export_flag::*;
     let common = HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_CACHE | CAN_MULTI_CONN;
     let writable = SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO;
-    let expected = Agreed { size: DISK, flags: common | writable, minimum: 512, preferred: 4096, maximum: 32 << 20 };
+    let expected = Agreed {
+        size: DISK,
+        flags: common | writable,
+        minimum: 512,
+        preferred: 4096,
+        maximum: 32 << 20,
+    };
     assert_eq!(client.agreed, expected);
     client.assert_quiet();
     client.disconnect();
 
     let client = Client::structured(&bench, "locked");
-    assert_eq!(client.agreed, Agreed { flags: common | READ_ONLY | SEND_DF, ..expected });
+    assert_eq!(
+        client.agreed,
+        Agreed {
+            flags: common | READ_ONLY | SEND_DF,
+            ..expected
+        }
+    );
     client.disconnect();
 
     let client = Client::simple(&bench, "blocks");
-    assert_eq!((client.agreed.minimum, client.agreed.preferred), (4096, 4096));
+    assert_eq!(
+        (client.agreed.minimum, client.agreed.preferred),
+        (4096, 4096)
+    );
     client.disconnect();
 
     let client = Client::simple(&bench, "null");
@@ -36,8 +51,16 @@ fn go_tells_size_flags_and_block_sizes() {
 fn the_empty_name_is_the_first_export() {
     let bench = Bench::new();
     let mut client = Client::greet(&bench);
-    let answers = client.option(option::INFO, &go_payload("", &[info::NAME, info::DESCRIPTION]));
-    let of = |kind: u16| answers.iter().find(|a| a.kind == reply::INFO && u16_at(&a.payload, 0) == kind).unwrap();
+    let answers = client.option(
+        option::INFO,
+        &go_payload("", &[info::NAME, info::DESCRIPTION]),
+    );
+    let of = |kind: u16| {
+        answers
+            .iter()
+            .find(|a| a.kind == reply::INFO && u16_at(&a.payload, 0) == kind)
+            .unwrap()
+    };
     assert_eq!(&of(info::NAME).payload[2..], b"disk");
     assert_eq!(&of(info::DESCRIPTION).payload[2..], b"about disk");
     assert_eq!(u64_at(&of(info::EXPORT).payload, 2), DISK);
@@ -82,7 +105,13 @@ fn an_unknown_export_leaves_the_client_negotiating() {
     let mut client = Client::greet(&bench);
     for option in [option::INFO, option::GO] {
         let answers = client.option(option, &go_payload("nothing", &[]));
-        assert_eq!(answers, [Answer { kind: reply::ERR_UNKNOWN, payload: vec![] }]);
+        assert_eq!(
+            answers,
+            [Answer {
+                kind: reply::ERR_UNKNOWN,
+                payload: vec![]
+            }]
+        );
     }
     client.go("other");
     client.disconnect();
@@ -100,13 +129,22 @@ fn list_names_every_export_in_order() {
         .map(|answer| {
             let length = u32_at(&answer.payload, 0) as usize;
             let name = String::from_utf8(answer.payload[4..4 + length].to_vec()).unwrap();
-            assert_eq!(answer.payload[4 + length..], *format!("about {name}").as_bytes());
+            assert_eq!(
+                answer.payload[4 + length..],
+                *format!("about {name}").as_bytes()
+            );
             name
         })
         .collect();
-    assert_eq!(names, ["disk", "locked", "other", "blocks", "plain", "ram", "null"]);
+    assert_eq!(
+        names,
+        ["disk", "locked", "other", "blocks", "plain", "ram", "null"]
+    );
     assert_eq!(answers.last().unwrap().kind, reply::ACK);
-    assert_eq!(client.option(option::LIST, b"x")[0].kind, reply::ERR_INVALID);
+    assert_eq!(
+        client.option(option::LIST, b"x")[0].kind,
+        reply::ERR_INVALID
+    );
     bench.finish();
 }
 
@@ -115,7 +153,13 @@ fn abort_is_acknowledged_and_closes() {
     let bench = Bench::new();
     for payload in [&b""[..], b"bye"] {
         let mut client = Client::greet(&bench);
-        assert_eq!(client.option(option::ABORT, payload), [Answer { kind: reply::ACK, payload: vec![] }]);
+        assert_eq!(
+            client.option(option::ABORT, payload),
+            [Answer {
+                kind: reply::ACK,
+                payload: vec![]
+            }]
+        );
         assert!(client.peer.is_over() && !client.peer.was_aborted());
     }
     // A client that does not wait for the acknowledgement.
@@ -131,11 +175,23 @@ fn abort_is_acknowledged_and_closes() {
 fn tls_and_unknown_options_are_refused() {
     let bench = Bench::new();
     let mut client = Client::greet(&bench);
-    assert_eq!(client.option(option::STARTTLS, &[])[0].kind, reply::ERR_POLICY);
-    assert_eq!(client.option(option::STARTTLS, b"x")[0].kind, reply::ERR_INVALID);
+    assert_eq!(
+        client.option(option::STARTTLS, &[])[0].kind,
+        reply::ERR_POLICY
+    );
+    assert_eq!(
+        client.option(option::STARTTLS, b"x")[0].kind,
+        reply::ERR_INVALID
+    );
     for unknown in [0, 4, option::EXTENDED_HEADERS, 12, 77, u32::MAX] {
         for payload in [&[][..], &[0xff; 100_000]] {
-            assert_eq!(client.option(unknown, payload), [Answer { kind: reply::ERR_UNSUP, payload: vec![] }]);
+            assert_eq!(
+                client.option(unknown, payload),
+                [Answer {
+                    kind: reply::ERR_UNSUP,
+                    payload: vec![]
+                }]
+            );
         }
     }
     client.go("disk");
@@ -147,10 +203,24 @@ fn tls_and_unknown_options_are_refused() {
 fn too_long_an_option_is_skipped_or_ends() {
     let bench = Bench::new();
     let mut client = Client::greet(&bench);
-    for option in [option::INFO, option::GO, option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
-        assert_eq!(client.option(option, &vec![0; 100_000])[0].kind, reply::ERR_TOO_BIG);
+    for option in [
+        option::INFO,
+        option::GO,
+        option::LIST_META_CONTEXT,
+        option::SET_META_CONTEXT,
+    ] {
+        assert_eq!(
+            client.option(option, &vec![0; 100_000])[0].kind,
+            reply::ERR_TOO_BIG
+        );
     }
-    client.peer.write(&OptionHeader { option: option::GO, length: u32::MAX }.emit());
+    client.peer.write(
+        &OptionHeader {
+            option: option::GO,
+            length: u32::MAX,
+        }
+        .emit(),
+    );
     bench.run();
     assert!(client.peer.is_over());
     bench.finish();
@@ -163,9 +233,24 @@ fn malformed_payloads_are_invalid() {
     client.option(option::STRUCTURED_REPLY, &[]);
     let mut long = go_payload("disk", &[]);
     long.push(0);
-    for payload in [&[][..], &[0, 0, 0], &[0xff; 40], &long, &go_payload("disk", &[1, 2])[..13]] {
-        for option in [option::INFO, option::GO, option::LIST_META_CONTEXT, option::SET_META_CONTEXT] {
-            assert_eq!(client.option(option, payload)[0].kind, reply::ERR_INVALID, "{option} {payload:?}");
+    for payload in [
+        &[][..],
+        &[0, 0, 0],
+        &[0xff; 40],
+        &long,
+        &go_payload("disk", &[1, 2])[..13],
+    ] {
+        for option in [
+            option::INFO,
+            option::GO,
+            option::LIST_META_CONTEXT,
+            option::SET_META_CONTEXT,
+        ] {
+            assert_eq!(
+                client.option(option, payload)[0].kind,
+                reply::ERR_INVALID,
+                "{option} {payload:?}"
+            );
         }
     }
     client.go("disk");
@@ -177,9 +262,18 @@ fn malformed_payloads_are_invalid() {
 fn structured_replies_once() {
     let bench = Bench::new();
     let mut client = Client::greet(&bench);
-    assert_eq!(client.option(option::STRUCTURED_REPLY, b"x")[0].kind, reply::ERR_INVALID);
-    assert_eq!(client.option(option::STRUCTURED_REPLY, &[])[0].kind, reply::ACK);
-    assert_eq!(client.option(option::STRUCTURED_REPLY, &[])[0].kind, reply::ERR_INVALID);
+    assert_eq!(
+        client.option(option::STRUCTURED_REPLY, b"x")[0].kind,
+        reply::ERR_INVALID
+    );
+    assert_eq!(
+        client.option(option::STRUCTURED_REPLY, &[])[0].kind,
+        reply::ACK
+    );
+    assert_eq!(
+        client.option(option::STRUCTURED_REPLY, &[])[0].kind,
+        reply::ERR_INVALID
+    );
     bench.finish();
 }
 
@@ -189,24 +283,55 @@ fn meta_contexts() {
     let mut client = Client::greet(&bench);
     let set = option::SET_META_CONTEXT;
     let list = option::LIST_META_CONTEXT;
-    assert_eq!(client.option(set, &meta_payload("disk", &["base:allocation"]))[0].kind, reply::ERR_INVALID);
+    assert_eq!(
+        client.option(set, &meta_payload("disk", &["base:allocation"]))[0].kind,
+        reply::ERR_INVALID
+    );
     client.option(option::STRUCTURED_REPLY, &[]);
     let contexts = |answers: Vec<Answer>| -> Vec<(u32, Vec<u8>)> {
         assert_eq!(answers.last().unwrap().kind, reply::ACK);
-        let found = answers.iter().filter(|answer| answer.kind == reply::META_CONTEXT);
-        found.map(|answer| (u32_at(&answer.payload, 0), answer.payload[4..].to_vec())).collect()
+        let found = answers
+            .iter()
+            .filter(|answer| answer.kind == reply::META_CONTEXT);
+        found
+            .map(|answer| (u32_at(&answer.payload, 0), answer.payload[4..].to_vec()))
+            .collect()
     };
     let base = b"base:allocation".to_vec();
-    assert_eq!(contexts(client.option(list, &meta_payload("disk", &[]))), [(0, base.clone())]);
-    assert_eq!(contexts(client.option(list, &meta_payload("disk", &["base:"]))), [(0, base.clone())]);
-    assert_eq!(contexts(client.option(list, &meta_payload("disk", &["x:", "base:allocation"]))), [(0, base.clone())]);
-    assert_eq!(contexts(client.option(list, &meta_payload("disk", &["qemu:"]))), []);
-    assert_eq!(client.option(list, &meta_payload("nothing", &[]))[0].kind, reply::ERR_UNKNOWN);
-    assert_eq!(contexts(client.option(set, &meta_payload("disk", &["base:allocation"]))), [(1, base.clone())]);
+    assert_eq!(
+        contexts(client.option(list, &meta_payload("disk", &[]))),
+        [(0, base.clone())]
+    );
+    assert_eq!(
+        contexts(client.option(list, &meta_payload("disk", &["base:"]))),
+        [(0, base.clone())]
+    );
+    assert_eq!(
+        contexts(client.option(list, &meta_payload("disk", &["x:", "base:allocation"]))),
+        [(0, base.clone())]
+    );
+    assert_eq!(
+        contexts(client.option(list, &meta_payload("disk", &["qemu:"]))),
+        []
+    );
+    assert_eq!(
+        client.option(list, &meta_payload("nothing", &[]))[0].kind,
+        reply::ERR_UNKNOWN
+    );
+    assert_eq!(
+        contexts(client.option(set, &meta_payload("disk", &["base:allocation"]))),
+        [(1, base.clone())]
+    );
     // Each SET replaces the one before.
-    assert_eq!(contexts(client.option(set, &meta_payload("disk", &["other"]))), []);
+    assert_eq!(
+        contexts(client.option(set, &meta_payload("disk", &["other"]))),
+        []
+    );
     client.go("disk");
-    assert_eq!(client.chunks(command::BLOCK_STATUS, 0, 0, 512)[0].0, chunk::ERROR);
+    assert_eq!(
+        client.chunks(command::BLOCK_STATUS, 0, 0, 512)[0].0,
+        chunk::ERROR
+    );
     client.disconnect();
 
     // A context for another export is void.
@@ -214,7 +339,10 @@ fn meta_contexts() {
     client.option(option::STRUCTURED_REPLY, &[]);
     client.option(set, &meta_payload("other", &["base:allocation"]));
     client.go("disk");
-    assert_eq!(client.chunks(command::BLOCK_STATUS, 0, 0, 512)[0].0, chunk::ERROR);
+    assert_eq!(
+        client.chunks(command::BLOCK_STATUS, 0, 0, 512)[0].0,
+        chunk::ERROR
+    );
     client.disconnect();
     bench.finish();
 }
@@ -225,7 +353,13 @@ fn large_blocks_have_to_be_asked_for() {
     let mut client = Client::greet(&bench);
     for option in [option::INFO, option::GO] {
         let answers = client.option(option, &go_payload("blocks", &[]));
-        assert_eq!(answers, [Answer { kind: reply::ERR_BLOCK_SIZE_REQD, payload: vec![] }]);
+        assert_eq!(
+            answers,
+            [Answer {
+                kind: reply::ERR_BLOCK_SIZE_REQD,
+                payload: vec![]
+            }]
+        );
     }
     client.go("blocks");
     client.disconnect();
@@ -261,7 +395,13 @@ fn ten_seconds_for_a_handshake() {
     let second = 1_000_000_000;
     let mute = bench.connect().unwrap();
     let half = Client::greet(&bench);
-    half.peer.write(&OptionHeader { option: option::GO, length: 50 }.emit()[..9]);
+    half.peer.write(
+        &OptionHeader {
+            option: option::GO,
+            length: 50,
+        }
+        .emit()[..9],
+    );
     let mut busy = Client::greet(&bench);
     let deaf = Client::greet(&bench);
     deaf.peer.set_window(0);
@@ -269,7 +409,9 @@ fn ten_seconds_for_a_handshake() {
     let mut served = Client::simple(&bench, "disk");
     bench.advance(9 * second);
     busy.option(option::LIST, &[]);
-    assert!(!mute.is_over() && !half.peer.is_over() && !busy.peer.is_over() && !deaf.peer.is_over());
+    assert!(
+        !mute.is_over() && !half.peer.is_over() && !busy.peer.is_over() && !deaf.peer.is_over()
+    );
     bench.advance(second);
     assert!(mute.is_over() && half.peer.is_over() && busy.peer.is_over() && deaf.peer.is_over());
     assert_eq!(served.command(command::FLUSH, 0, 0, 0), 0);
@@ -284,7 +426,12 @@ fn bytes_may_come_one_by_one() {
     client.peer.set_lend(1);
     client.peer.set_window(0);
     let payload = go_payload("disk", &[info::NAME, info::BLOCK_SIZE]);
-    let mut bytes = OptionHeader { option: option::GO, length: payload.len() as u32 }.emit().to_vec();
+    let mut bytes = OptionHeader {
+        option: option::GO,
+        length: payload.len() as u32,
+    }
+    .emit()
+    .to_vec();
     bytes.extend(payload);
     for byte in bytes {
         client.peer.write(&[byte]);
@@ -308,7 +455,12 @@ fn a_client_that_leaves_early() {
     for sent in 0..40 {
         let client = Client::greet(&bench);
         let payload = go_payload("disk", &[]);
-        let mut bytes = OptionHeader { option: option::GO, length: payload.len() as u32 }.emit().to_vec();
+        let mut bytes = OptionHeader {
+            option: option::GO,
+            length: payload.len() as u32,
+        }
+        .emit()
+        .to_vec();
         bytes.extend(payload);
         client.peer.write(&bytes[..sent.min(bytes.len())]);
         if sent % 2 == 0 {
@@ -326,8 +478,9 @@ fn a_client_that_leaves_early() {
 #[test]
 fn every_slot_serves() {
     let bench = Bench::new();
-    let mut clients: Vec<_> =
-        (0..ironthread::config::SESSIONS).map(|_| Client::simple(&bench, "disk")).collect();
+    let mut clients: Vec<_> = (0..ironthread::config::SESSIONS)
+        .map(|_| Client::simple(&bench, "disk"))
+        .collect();
     assert!(bench.connect().is_none());
     for client in &mut clients {
         assert_eq!(client.command(command::FLUSH, 0, 0, 0), 0);

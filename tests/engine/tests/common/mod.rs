@@ -24,8 +24,16 @@ pub struct Answer {
 /// A chunk of a structured reply, or a simple reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    Simple { cookie: u64, error: u32 },
-    Chunk { cookie: u64, done: bool, kind: u16, payload: Vec<u8> },
+    Simple {
+        cookie: u64,
+        error: u32,
+    },
+    Chunk {
+        cookie: u64,
+        done: bool,
+        kind: u16,
+        payload: Vec<u8>,
+    },
 }
 
 pub struct Client<'a> {
@@ -44,7 +52,9 @@ pub fn go_payload(name: &str, kinds: &[u16]) -> Vec<u8> {
     let mut payload = Vec::new();
     string(&mut payload, name.as_bytes());
     payload.extend((kinds.len() as u16).to_be_bytes());
-    kinds.iter().for_each(|kind| payload.extend(kind.to_be_bytes()));
+    kinds
+        .iter()
+        .for_each(|kind| payload.extend(kind.to_be_bytes()));
     payload
 }
 
@@ -52,7 +62,9 @@ pub fn meta_payload(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut payload = Vec::new();
     string(&mut payload, name.as_bytes());
     payload.extend((queries.len() as u32).to_be_bytes());
-    queries.iter().for_each(|query| string(&mut payload, query.as_bytes()));
+    queries
+        .iter()
+        .for_each(|query| string(&mut payload, query.as_bytes()));
     payload
 }
 
@@ -77,10 +89,26 @@ impl<'a> Client<'a> {
     pub fn greet_with(bench: &'a Bench, flags: u32) -> Self {
         let mut peer = bench.connect().expect("a free slot");
         let greeting = peer.read(Greeting::LEN).expect("a greeting");
-        assert_eq!(Greeting::parse(&greeting.try_into().unwrap()), Some(Greeting { flags: SERVER_FLAGS }));
+        assert_eq!(
+            Greeting::parse(&greeting.try_into().unwrap()),
+            Some(Greeting {
+                flags: SERVER_FLAGS
+            })
+        );
         peer.write(&flags.to_be_bytes());
         bench.run();
-        Self { bench, peer, agreed: Agreed { size: 0, flags: 0, minimum: 1, preferred: 0, maximum: 0 }, cookie: 1000 }
+        Self {
+            bench,
+            peer,
+            agreed: Agreed {
+                size: 0,
+                flags: 0,
+                minimum: 1,
+                preferred: 0,
+                maximum: 0,
+            },
+            cookie: 1000,
+        }
     }
 
     /// A client in transmission on an export, simple replies.
@@ -93,15 +121,27 @@ impl<'a> Client<'a> {
     /// A client in transmission on an export, structured replies and base:allocation.
     pub fn structured(bench: &'a Bench, name: &str) -> Self {
         let mut client = Self::greet(bench);
-        assert_eq!(client.option(option::STRUCTURED_REPLY, &[])[0].kind, reply::ACK);
-        let answers = client.option(option::SET_META_CONTEXT, &meta_payload(name, &["base:allocation"]));
+        assert_eq!(
+            client.option(option::STRUCTURED_REPLY, &[])[0].kind,
+            reply::ACK
+        );
+        let answers = client.option(
+            option::SET_META_CONTEXT,
+            &meta_payload(name, &["base:allocation"]),
+        );
         assert_eq!(answers.len(), 2);
         client.go(name);
         client
     }
 
     pub fn send_option(&self, option: u32, payload: &[u8]) {
-        self.peer.write(&OptionHeader { option, length: payload.len() as u32 }.emit());
+        self.peer.write(
+            &OptionHeader {
+                option,
+                length: payload.len() as u32,
+            }
+            .emit(),
+        );
         self.peer.write(payload);
         self.bench.run();
     }
@@ -118,7 +158,10 @@ impl<'a> Client<'a> {
             let head = OptionReply::parse(&head.try_into().unwrap()).expect("an option reply");
             assert_eq!(head.option, option);
             let payload = self.peer.read(head.length as usize).expect("a whole reply");
-            answers.push(Answer { kind: head.kind, payload });
+            answers.push(Answer {
+                kind: head.kind,
+                payload,
+            });
             if head.kind == reply::ACK || head.kind & 1 << 31 != 0 {
                 break;
             }
@@ -130,7 +173,11 @@ impl<'a> Client<'a> {
     pub fn go(&mut self, name: &str) {
         let answers = self.option(option::GO, &go_payload(name, &[info::BLOCK_SIZE]));
         self.note(&answers);
-        assert_eq!(answers.last().expect("an answer").kind, reply::ACK, "{answers:?}");
+        assert_eq!(
+            answers.last().expect("an answer").kind,
+            reply::ACK,
+            "{answers:?}"
+        );
     }
 
     pub fn note(&mut self, answers: &[Answer]) {
@@ -153,7 +200,13 @@ impl<'a> Client<'a> {
     /// Sends a request header, without running the engine; returns its cookie.
     pub fn send(&mut self, command: u16, flags: u16, offset: u64, length: u32) -> u64 {
         self.cookie += 1;
-        let header = RequestHeader { flags, command, cookie: self.cookie, offset, length };
+        let header = RequestHeader {
+            flags,
+            command,
+            cookie: self.cookie,
+            offset,
+            length,
+        };
         self.peer.write(&header.emit());
         self.cookie
     }
@@ -168,19 +221,30 @@ impl<'a> Client<'a> {
     pub fn reply(&mut self) -> Option<Reply> {
         let start = self.peer.read(16)?;
         if let Some(reply) = SimpleReply::parse(&start.clone().try_into().unwrap()) {
-            return Some(Reply::Simple { cookie: reply.cookie, error: reply.error });
+            return Some(Reply::Simple {
+                cookie: reply.cookie,
+                error: reply.error,
+            });
         }
         let mut head = start;
         head.extend(self.peer.read(4).expect("a whole chunk header"));
         let head = ChunkHeader::parse(&head.try_into().unwrap()).expect("a reply");
         let payload = self.peer.read(head.length as usize).expect("a whole chunk");
-        Some(Reply::Chunk { cookie: head.cookie, done: head.flags & CHUNK_DONE != 0, kind: head.kind, payload })
+        Some(Reply::Chunk {
+            cookie: head.cookie,
+            done: head.flags & CHUNK_DONE != 0,
+            kind: head.kind,
+            payload,
+        })
     }
 
     /// Takes the simple reply to `cookie`; returns its error.
     pub fn simple_reply(&mut self, cookie: u64) -> u32 {
         match self.reply() {
-            Some(Reply::Simple { cookie: answered, error }) => {
+            Some(Reply::Simple {
+                cookie: answered,
+                error,
+            }) => {
                 assert_eq!(answered, cookie);
                 error
             }
@@ -212,13 +276,24 @@ impl<'a> Client<'a> {
     }
 
     /// All chunks of the reply to one structured request.
-    pub fn chunks(&mut self, command: u16, flags: u16, offset: u64, length: u32) -> Vec<(u16, Vec<u8>)> {
+    pub fn chunks(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u32,
+    ) -> Vec<(u16, Vec<u8>)> {
         let expected = self.send(command, flags, offset, length);
         self.bench.run();
         let mut chunks = Vec::new();
         loop {
             match self.reply() {
-                Some(Reply::Chunk { cookie, done, kind, payload }) => {
+                Some(Reply::Chunk {
+                    cookie,
+                    done,
+                    kind,
+                    payload,
+                }) => {
                     assert_eq!(cookie, expected);
                     chunks.push((kind, payload));
                     if done {
@@ -231,7 +306,12 @@ impl<'a> Client<'a> {
     }
 
     /// A structured read: the data, or the error and where.
-    pub fn read_structured(&mut self, flags: u16, offset: u64, length: u32) -> Result<Vec<u8>, (u32, u64)> {
+    pub fn read_structured(
+        &mut self,
+        flags: u16,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<u8>, (u32, u64)> {
         let mut data = vec![0xee; length as usize];
         let mut covered = 0;
         for (kind, payload) in self.chunks(command::READ, flags, offset, length) {
