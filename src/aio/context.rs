@@ -108,6 +108,42 @@ pub struct ContextStats {
     pub timers_armed: usize,
 }
 
+impl ContextStats {
+    /// Nothing done yet.
+    pub const ZERO: Self = Self {
+        turns: 0,
+        bottom_halves: 0,
+        handlers: 0,
+        timers: 0,
+        coroutine_steps: 0,
+        sleeps: 0,
+        kicks: 0,
+        poll_hits: 0,
+        poll_misses: 0,
+        lock_high_water_ns: 0,
+        bottom_halves_in_use: 0,
+        oneshots_in_use: 0,
+        timers_in_use: 0,
+        timers_armed: 0,
+    };
+
+    /// What was counted since `before` was taken; gauges and high-water marks as they are now.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            turns: self.turns - before.turns,
+            bottom_halves: self.bottom_halves - before.bottom_halves,
+            handlers: self.handlers - before.handlers,
+            timers: self.timers - before.timers,
+            coroutine_steps: self.coroutine_steps - before.coroutine_steps,
+            sleeps: self.sleeps - before.sleeps,
+            kicks: self.kicks - before.kicks,
+            poll_hits: self.poll_hits - before.poll_hits,
+            poll_misses: self.poll_misses - before.poll_misses,
+            ..*self
+        }
+    }
+}
+
 /// An event loop: bottom halves, notifiers, timers, coroutines and a lock. Its *home core* runs it; other cores send
 /// it work and may hold its lock.
 pub struct AioContext {

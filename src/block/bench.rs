@@ -15,10 +15,10 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::core_state::turn_ns;
 use super::{Backend, Operation, Request, request};
-use crate::aio::{AioContext, AioError, Callback, ContextStats};
-use crate::arch;
-use crate::config::BENCH_PAGES;
-use crate::sync::{HomeCell, IrqLock, PageArena};
+use crate::aio::{self, AioContext, AioError, Callback, ContextStats};
+use crate::arch::{self, CoreId};
+use crate::config::{BENCH_PAGES, MAX_CORES};
+use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock, PageArena};
 
 /// Greatest depth of a run.
 pub const MAX_DEPTH: u16 = 128;
@@ -45,7 +45,7 @@ pub struct Plan {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Report {
     /// Requests completed.
     pub requests: u64,
@@ -62,6 +62,15 @@ pub struct Report {
 }
 
 impl Report {
+    const NONE: Self = Self {
+        requests: 0,
+        errors: 0,
+        block: 0,
+        elapsed_ns: 0,
+        latency_ns: [0; 3],
+        context: ContextStats::ZERO,
+    };
+
     /// Requests a second.
     pub fn iops(&self) -> u64 {
         per_second(self.requests, self.elapsed_ns)
@@ -124,7 +133,10 @@ impl Histogram {
         for (bucket, &n) in self.0.iter().enumerate() {
             seen += u64::from(n);
             if n != 0 && seen >= wanted {
-                let (power, step) = (bucket as u32 / Self::STEPS, bucket as u64 % u64::from(Self::STEPS));
+                let (power, step) = (
+                    bucket as u32 / Self::STEPS,
+                    bucket as u64 % u64::from(Self::STEPS),
+                );
                 return (1 << power) + ((step + 1) << (power - Self::STEPS.ilog2()));
             }
         }
@@ -147,37 +159,29 @@ struct Run {
     histogram: Histogram,
 }
 
-static RUN: HomeCell<Run> = HomeCell::new(Run {
-    plan: None,
-    done: None,
-    random: 0,
-    position: 0,
-    blocks: 0,
-    submitted: 0,
-    in_flight: 0,
-    started_ns: 0,
-    before: ContextStats::ZERO,
-    report: Report {
-        requests: 0,
-        errors: 0,
-        block: 0,
-        elapsed_ns: 0,
-        latency_ns: [0; 3],
-        context: ContextStats::ZERO,
-    },
-    histogram: Histogram::new(),
-});
+impl Run {
+    const IDLE: Self = Self {
+        plan: None,
+        done: None,
+        random: 0,
+        position: 0,
+        blocks: 0,
+        submitted: 0,
+        in_flight: 0,
+        started_ns: 0,
+        before: ContextStats::ZERO,
+        report: Report::NONE,
+        histogram: Histogram::new(),
+    };
+}
+
+/// One a core, so that consecutive runs may be on different cores; `STATE` lets one run at a time.
+static RUNS: CoreArray<HomeCell<Run>> =
+    CoreArray::new([const { CachePadded::new(HomeCell::new(Run::IDLE)) }; MAX_CORES]);
 
 static BUFFERS: PageArena<BENCH_PAGES> = PageArena::new();
 static PENDING: IrqLock<Option<(Plan, Callback)>> = IrqLock::new(None);
-static REPORT: IrqLock<Report> = IrqLock::new(Report {
-    requests: 0,
-    errors: 0,
-    block: 0,
-    elapsed_ns: 0,
-    latency_ns: [0; 3],
-    context: ContextStats::ZERO,
-});
+static REPORT: IrqLock<Report> = IrqLock::new(Report::NONE);
 
 const IDLE: u8 = 0;
 const RUNNING: u8 = 1;
@@ -194,7 +198,7 @@ pub fn start(plan: Plan, context: &'static AioContext, done: Callback) -> Result
     if plan.depth == 0
         || plan.depth > MAX_DEPTH
         || plan.block == 0
-        || plan.block % block != 0
+        || !plan.block.is_multiple_of(block)
         || u64::from(plan.block) > plan.backend.size()
         || !plan.operation.has_data()
     {
@@ -205,7 +209,10 @@ pub fn start(plan: Plan, context: &'static AioContext, done: Callback) -> Result
         return Err(BenchError::TooLarge);
     }
     // AcqRel: who takes the bench sees all that the run before it wrote.
-    if STATE.compare_exchange(IDLE, RUNNING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+    if STATE
+        .compare_exchange(IDLE, RUNNING, Ordering::AcqRel, Ordering::Relaxed)
+        .is_err()
+    {
         return Err(BenchError::Busy);
     }
     STOP.store(false, Ordering::Relaxed);
@@ -234,10 +241,15 @@ pub fn report() -> Report {
 }
 
 fn begin(_: usize) {
-    let Some((plan, done)) = PENDING.lock().take() else { return };
-    let (Some(core), Some(context)) = (arch::current_core(), AioContext::current()) else { return };
-    RUN.bind(core);
-    RUN.with(|run| {
+    let Some((plan, done)) = PENDING.lock().take() else {
+        return;
+    };
+    let Some(core) = arch::current_core() else {
+        return;
+    };
+    let context = aio::context(core);
+    RUNS.get(core).bind(core);
+    RUNS.get(core).with(|run| {
         run.plan = Some(plan);
         run.done = Some(done);
         run.random = plan.seed | 1;
@@ -247,12 +259,19 @@ fn begin(_: usize) {
         run.in_flight = 0;
         run.started_ns = arch::now_ns();
         run.before = context.stats();
-        run.report = Report { block: plan.block, ..Report::default() };
+        run.report = Report {
+            block: plan.block,
+            ..Report::NONE
+        };
         run.histogram = Histogram::new();
     });
     for _ in 0..plan.depth {
-        let Some(mut request) = request::new(plan.operation, 0, 0) else { break };
-        let Some(buffer) = BUFFERS.alloc_contiguous(plan.block as usize) else { break };
+        let Some(mut request) = request::new(plan.operation, 0, 0) else {
+            break;
+        };
+        let Some(buffer) = BUFFERS.alloc_contiguous(plan.block as usize) else {
+            break;
+        };
         if request.add_buffer(buffer, plan.block as usize).is_err() {
             break;
         }
@@ -261,8 +280,8 @@ fn begin(_: usize) {
             break;
         }
     }
-    if RUN.with(|run| run.in_flight == 0) {
-        finish();
+    if RUNS.get(core).with(|run| run.in_flight == 0) {
+        finish(core);
     }
 }
 
@@ -270,7 +289,7 @@ fn begin(_: usize) {
 fn next(mut request: Request) -> bool {
     let now = turn_ns(request.home());
     let stopped = STOP.load(Ordering::Relaxed);
-    let target = RUN.with(|run| {
+    let target = RUNS.get(request.home()).with(|run| {
         let plan = run.plan?;
         if stopped
             || (plan.count != 0 && run.submitted >= plan.count)
@@ -282,7 +301,9 @@ fn next(mut request: Request) -> bool {
         run.in_flight += 1;
         Some((plan, run.offset(plan)))
     });
-    let Some((plan, offset)) = target else { return false };
+    let Some((plan, offset)) = target else {
+        return false;
+    };
     request.reuse(plan.operation, offset, u64::from(plan.block));
     request.user[0] = now;
     plan.backend.submit(request);
@@ -308,9 +329,10 @@ impl Run {
 }
 
 fn completed(request: Request) {
-    let latency = turn_ns(request.home()).saturating_sub(request.user[0]);
+    let core = request.home();
+    let latency = turn_ns(core).saturating_sub(request.user[0]);
     let failed = request.result.is_err();
-    RUN.with(|run| {
+    RUNS.get(core).with(|run| {
         run.in_flight -= 1;
         run.report.requests += 1;
         run.report.errors += u64::from(failed);
@@ -320,14 +342,14 @@ fn completed(request: Request) {
     if failed {
         stop();
     }
-    if !next(request) && RUN.with(|run| run.in_flight == 0) {
-        finish();
+    if !next(request) && RUNS.get(core).with(|run| run.in_flight == 0) {
+        finish(core);
     }
 }
 
-fn finish() {
-    let Some(context) = AioContext::current() else { return };
-    let (report, done) = RUN.with(|run| {
+fn finish(core: CoreId) {
+    let context = aio::context(core);
+    let (report, done) = RUNS.get(core).with(|run| {
         run.report.elapsed_ns = arch::now_ns().saturating_sub(run.started_ns);
         run.report.latency_ns = [500, 990, 999].map(|share| run.histogram.percentile(share));
         run.report.context = context.stats().since(&run.before);
@@ -354,7 +376,10 @@ mod tests {
         }
         for (share, exact) in [(500, 500_000.0), (990, 990_000.0), (999, 999_000.0)] {
             let found = histogram.percentile(share) as f64;
-            assert!(found >= exact && found <= exact * 1.125 + 1.0, "{share}: {found}");
+            assert!(
+                found >= exact && found <= exact * 1.125 + 1.0,
+                "{share}: {found}"
+            );
         }
     }
 

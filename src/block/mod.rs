@@ -17,6 +17,7 @@
 //! | [`node`] | kinds of node, and the arena |
 //! | [`device`] | what a disk driver implements |
 //! | [`accounting`] | counters |
+//! | [`bench`] | a load generator over a backend |
 //!
 //! The machine calls [`start_core`] on every core, then [`add_disk`] for each device, from the top slot down.
 //! Only `submit`, `complete` and what they call are on the path of a request.
@@ -24,6 +25,7 @@
 
 pub mod accounting;
 pub mod backend;
+pub mod bench;
 mod core_state;
 pub mod device;
 pub mod drain;
