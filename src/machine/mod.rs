@@ -7,10 +7,16 @@
 //! | `start` | the start order, to the running loops |
 //! | `serial` | the UART as the console's port |
 //! | `surface` | what the console shows of the machine |
+//! | `exports` | boot options → exports, and their end |
+//! | `network` | card, stack, port |
 //! | `power` | power key, shutdown |
 #![forbid(unsafe_code)]
 
 pub mod options;
+#[cfg(target_os = "none")]
+pub mod exports;
+#[cfg(target_os = "none")]
+pub mod network;
 #[cfg(target_os = "none")]
 pub mod power;
 #[cfg(target_os = "none")]

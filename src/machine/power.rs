@@ -2,29 +2,86 @@
 //!
 //! ```text
 //! running ── poweroff, reboot, power key ──▶ exports close ──▶ drain ──▶ flush ──▶ off: clean
-//!                                               └── 60 s are over ──▶ off: NOT clean, with what hangs
+//!                                                 └───────────────┴─── 60 s are over, or a flush fails ──▶ off: NOT clean
 //! ```
+//! Exports first, because they make requests; the drain is never ended, so nothing new starts; the flush goes through
+//! backends that are not parked. All of it runs in context 0, driven by a timer; what hangs is named at the end.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::fmt::Write as _;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use heapless::String;
 use log::{info, warn};
 
 use super::start::emergency;
 use super::tree::MachineInfo;
-use crate::aio::{self, Callback, EventNotifier};
+use super::{exports, network};
+use crate::aio::{self, Callback, EventNotifier, Timer};
 use crate::arch::aarch64::{self as metal, Trigger, register_interrupt};
-use crate::arch::mmio;
+use crate::arch::{self, mmio};
+use crate::block::{self, Backend, BlockError, Operation, Request, request};
 use crate::devices::gpio::{self, Gpio};
-use crate::monitor::{console, log as kept};
-use crate::sync::IrqLock;
+use crate::monitor::{console, disks, log as kept};
+use crate::sync::{HomeCell, IrqLock};
+
+/// Longest time from the wish to the end, in ns.
+const PATIENCE_NS: u64 = 60_000_000_000;
+/// How often progress is looked at, in ns.
+const TICK_NS: u64 = 2_000_000;
+/// A shutdown that takes longer than this says what it waits for, in ns.
+const REPORT_NS: u64 = 2_000_000_000;
 
 static KEY: IrqLock<Option<Gpio>> = IrqLock::new(None);
 static KEY_EVENT: EventNotifier = EventNotifier::new();
 static REBOOT: AtomicBool = AtomicBool::new(false);
+static QUIET: AtomicBool = AtomicBool::new(false);
+static FLUSHES: AtomicU32 = AtomicU32::new(0);
 
-/// Watches the power key, if there is one. Core 0.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Exports,
+    Drain,
+    Flush,
+    Over,
+}
+
+impl Stage {
+    fn waits_for(self) -> &'static str {
+        match self {
+            Stage::Running | Stage::Over => "nothing",
+            Stage::Exports => "connections to close",
+            Stage::Drain => "requests to finish",
+            Stage::Flush => "disks to flush",
+        }
+    }
+}
+
+struct State {
+    stage: Stage,
+    timer: Option<Timer>,
+    deadline_ns: u64,
+    report_ns: u64,
+    /// Why the end is not clean.
+    trouble: String<120>,
+}
+
+static STATE: HomeCell<State> = HomeCell::new(State {
+    stage: Stage::Running,
+    timer: None,
+    deadline_ns: 0,
+    report_ns: 0,
+    trouble: String::new(),
+});
+
+/// Watches the power key, if there is one, and makes shutdowns possible. Core 0.
 pub fn start(machine: &'static MachineInfo) {
+    STATE.bind(0);
+    match aio::main_context().timer("shutdown", Callback::new(&tick, 0)) {
+        Ok(timer) => STATE.with(|state| state.timer = Some(timer)),
+        Err(error) => warn!("power: no timer for shutdowns: {error:?}"),
+    }
     let Some(key) = machine.power_key else { return };
     let region = key.controller.region;
     let Some(registers) = mmio::claim(region.base, region.size).and_then(|region| region.into_pointer()) else {
@@ -63,18 +120,157 @@ fn on_key(_: usize) {
     }
 }
 
-/// Begins the shutdown; the machine is reset at its end if `reboot`. Core 0. Idempotent.
+/// Begins the shutdown; the machine is reset at its end if `reboot`. Core 0. Once begun it cannot be changed.
 pub fn shut_down(reboot: bool) {
+    let now = arch::now_ns();
+    let begun = STATE.with(|state| {
+        if state.stage != Stage::Running {
+            return false;
+        }
+        state.stage = Stage::Exports;
+        state.deadline_ns = now + PATIENCE_NS;
+        state.report_ns = now + REPORT_NS;
+        true
+    });
+    if !begun {
+        return;
+    }
     REBOOT.store(reboot, Ordering::Relaxed);
+    info!("{}: closing exports, draining, flushing", if reboot { "reboot" } else { "power off" });
+    network::stop_listening();
+    exports::close_all();
+    tick(0);
+}
+
+/// Goes on as far as possible, and looks again later.
+fn tick(_: usize) {
+    let now = arch::now_ns();
+    let (stage, deadline, report) = STATE.with(|state| (state.stage, state.deadline_ns, state.report_ns));
+    let done = match stage {
+        Stage::Running | Stage::Over => return,
+        Stage::Exports => exports::all_closed(),
+        Stage::Drain => QUIET.load(Ordering::Acquire),
+        Stage::Flush => FLUSHES.load(Ordering::Acquire) == 0,
+    };
+    if done {
+        advance(stage);
+    } else if now >= deadline {
+        trouble(format_args!("still waiting for {} after {} s", stage.waits_for(), PATIENCE_NS / 1_000_000_000));
+        finish();
+    } else if now >= report {
+        STATE.with(|state| state.report_ns = u64::MAX);
+        info!("waiting for {}", stage.waits_for());
+    }
+    STATE.with(|state| {
+        if state.stage != Stage::Over
+            && let Some(timer) = state.timer
+        {
+            timer.arm_at(now + TICK_NS);
+        }
+    });
+}
+
+fn advance(stage: Stage) {
+    match stage {
+        Stage::Running | Stage::Over => {}
+        Stage::Exports => {
+            STATE.with(|state| state.stage = Stage::Drain);
+            if let Err(error) = block::drain_all_begin(Callback::new(&on_quiet, 0)) {
+                trouble(format_args!("cannot drain: {error}"));
+                finish();
+            }
+        }
+        Stage::Drain => {
+            STATE.with(|state| state.stage = Stage::Flush);
+            flush_all();
+        }
+        Stage::Flush => finish(),
+    }
+}
+
+fn on_quiet(_: usize) {
+    QUIET.store(true, Ordering::Release);
+    tick(0);
+}
+
+/// Flushes every disk whose writes a flush makes durable.
+fn flush_all() {
+    for disk in block::disks().filter(|disk| disk.view().info.writeback && !disk.view().info.read_only) {
+        let mut name: String<24> = String::new();
+        // 24 bytes hold the longest.
+        let _ = write!(name, "flush-{}", disk.name());
+        if let Err(error) = flush(&name, disk) {
+            trouble(format_args!("{}: cannot flush: {error}", disk.name()));
+        }
+    }
+}
+
+fn flush(name: &str, disk: &'static block::Disk) -> Result<(), BlockError> {
+    let backend = Backend::create(name, "shutdown", disk.node())?;
+    // Everything is drained, and stays so: this one request goes through.
+    backend.set_parking(false);
+    let mut request = request::new_reserved(Operation::Flush, 0, 0).ok_or(BlockError::NoMemory)?;
+    request.user[0] = disk.index() as u64;
+    request.completion = &on_flushed;
+    FLUSHES.fetch_add(1, Ordering::Relaxed);
+    backend.submit(request);
+    Ok(())
+}
+
+fn on_flushed(request: Request) {
+    if let Err(error) = request.result {
+        trouble(format_args!("vd{}: flush: {error}", request.user[0]));
+    }
+    FLUSHES.fetch_sub(1, Ordering::Release);
+}
+
+/// Notes why the end is not clean; the first reason is the one that is told.
+fn trouble(text: core::fmt::Arguments<'_>) {
+    warn!("shutdown: {text}");
+    STATE.with(|state| {
+        if state.trouble.is_empty() {
+            // What does not fit is cut.
+            let _ = state.trouble.write_fmt(text);
+        }
+    });
+}
+
+fn finish() {
+    STATE.with(|state| state.stage = Stage::Over);
     aio::stop(aio::main_context());
 }
 
-/// The end: says how it went and switches off.
+/// Bytes to the UART, as a sink for text.
+struct Emergency;
+
+impl core::fmt::Write for Emergency {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        emergency(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// The end: says how it went and switches off. The loop runs no more.
 pub fn switch_off() -> ! {
-    console::drain_to(emergency);
+    console::drain_to(metal_bytes);
     kept::enter_direct();
-    let reboot = REBOOT.load(Ordering::Relaxed);
-    kept::direct(format_args!("\nironthread: {}, clean\n", if reboot { "reboot" } else { "power off" }));
+    let what = if REBOOT.load(Ordering::Relaxed) { "reboot" } else { "power off" };
+    STATE.with(|state| {
+        if state.trouble.is_empty() {
+            kept::direct(format_args!("\nironthread: {what}, clean\n"));
+        } else {
+            kept::direct(format_args!("\n"));
+            exports::name_open(&mut Emergency);
+            // The console takes every text.
+            let _ = disks::in_flight(&mut Emergency, 0);
+            kept::direct(format_args!("ironthread: {what}, NOT clean: {}\n", state.trouble));
+        }
+    });
     metal::EmergencyConsole.drain();
-    if reboot { metal::reset() } else { metal::power_off() }
+    if REBOOT.load(Ordering::Relaxed) { metal::reset() } else { metal::power_off() }
+}
+
+/// What the console has queued has its carriage returns already.
+fn metal_bytes(bytes: &[u8]) {
+    metal::EmergencyConsole.write_bytes(bytes);
 }

@@ -18,8 +18,8 @@ use spin::Once;
 
 use super::options::{OnPanic, Options};
 use super::tree::{Gic, MAX_BOOTARGS, MAX_TREE_BYTES, MachineInfo, PsciMethod, Region};
-use super::{power, serial, surface};
-use crate::aio;
+use super::{exports, power, serial, surface};
+use crate::{aio, block};
 use crate::arch::aarch64::{self as metal, Conduit, GicAddresses, Range, StopAction};
 use crate::arch::{self, CoreId, mmio};
 use crate::config::MAX_CORES;
@@ -113,6 +113,9 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
     report_memory(machine);
     power::start(machine);
     console::start(&serial::SERIAL, &surface::SURFACE).map_err(|error| reason(format_args!("console: {error:?}")))?;
+    if let Some(options) = options() {
+        exports::start(options);
+    }
     info!("ready in {} ms", arch::now_ns() / 1_000_000);
     Ok(())
 }
@@ -234,11 +237,16 @@ fn start_interrupts(machine: &MachineInfo) -> Result<(), Reason> {
 }
 
 fn start_block(core: CoreId) -> Result<(), Reason> {
-    let _ = core;
-    Ok(())
+    block::start_core(core).map_err(|error| reason(format_args!("block layer: {error}")))
 }
 
-fn dump_trace(_core: CoreId, _out: &mut dyn core::fmt::Write) {}
+/// The last events of a core's loop, for a report.
+fn dump_trace(core: CoreId, out: &mut dyn core::fmt::Write) {
+    const LAST: usize = 24;
+    // A report that cannot be written cannot be reported.
+    let _ = writeln!(out, "  last events of core {core}:");
+    let _ = aio::trace::dump(core, out, LAST);
+}
 
 /// Starts the other cores; those that do not come up are reported and left out.
 fn start_cores(machine: &MachineInfo) {

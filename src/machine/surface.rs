@@ -3,8 +3,8 @@
 
 use core::fmt::{self, Write};
 
-use super::{power, start};
-use crate::arch::{self, aarch64 as metal};
+use super::{exports, power, start};
+use crate::arch::{self, CoreId, aarch64 as metal};
 use crate::monitor::commands::System;
 use crate::monitor::format::{Duration, Size};
 
@@ -57,20 +57,26 @@ impl System for Surface {
     }
 
     fn exports(&self, out: &mut dyn Write) -> fmt::Result {
-        writeln!(out, "no exports")
+        exports::list(out)
     }
 
     fn connections(&self, out: &mut dyn Write) -> fmt::Result {
-        writeln!(out, "no connections")
+        exports::list_connections(out)
     }
 
     fn shut_down(&self, reboot: bool) {
         power::shut_down(reboot);
     }
 
-    fn is_exported(&self, _disk: usize) -> bool {
-        false
+    fn is_exported(&self, disk: usize) -> bool {
+        exports::shows(disk)
     }
 
-    fn interrupt(&self) {}
+    fn interrupts(&self, core: CoreId) -> u64 {
+        metal::counters(core).interrupts
+    }
+
+    fn device_kicks(&self) -> u64 {
+        0
+    }
 }

@@ -8,10 +8,10 @@ use core::fmt::{self, Write};
 
 use ::log::LevelFilter;
 
-use super::console;
-use super::format::{Duration, parse_size};
-use crate::aio;
-use crate::arch;
+use super::format::Duration;
+use super::{bench, console, disks};
+use crate::block::{self, ResetOutcome};
+use crate::{aio, arch};
 
 /// What a command led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +36,16 @@ pub trait System: Sync {
     fn connections(&self, out: &mut dyn Write) -> fmt::Result;
     /// Begins a clean shutdown; the machine is reset at its end if `reboot`.
     fn shut_down(&self, reboot: bool);
+    /// Interrupts that a core has handled.
+    fn interrupts(&self, core: arch::CoreId) -> u64;
+    /// Notifications sent to devices, all of them.
+    fn device_kicks(&self) -> u64;
     /// Whether an export shows the disk with this number.
     fn is_exported(&self, disk: usize) -> bool;
-    /// `^C`: gives up what runs in the background.
-    fn interrupt(&self);
 }
 
 /// Why a command did nothing.
-enum Refusal {
+pub(super) enum Refusal {
     /// There is no such command or subject: what to type instead.
     Unknown(&'static str),
     /// The arguments are wrong: how it is used.
@@ -60,7 +62,8 @@ impl From<fmt::Error> for Refusal {
     }
 }
 
-type Words<'a> = core::str::SplitAsciiWhitespace<'a>;
+/// The words of a line.
+pub(super) type Words<'a> = core::str::SplitAsciiWhitespace<'a>;
 type Run = fn(&mut Words<'_>, &mut dyn Write, &'static dyn System) -> Result<Outcome, Refusal>;
 
 struct Command {
@@ -71,15 +74,21 @@ struct Command {
 }
 
 const INFO: &str = "info cores|contexts|disks|exports|connections|drain|memory|version";
-
+const DISK: &str = "disk vdN reset";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
 
+const fn command(name: &'static str, usage: &'static str, help: &'static str, run: Run) -> Command {
+    Command { name, usage, help, run }
+}
+
 const COMMANDS: &[Command] = &[
-    Command { name: "help", usage: "help", help: "this list", run: help },
-    Command { name: "info", usage: INFO, help: "what there is and what it does", run: info },
-    Command { name: "log", usage: LOG, help: "set the log level, or show the kept lines", run: log_command },
-    Command { name: "poweroff", usage: "poweroff", help: "drain, flush and switch off", run: power_off },
-    Command { name: "reboot", usage: "reboot", help: "drain, flush and start anew", run: reboot },
+    command("help", "help", "this list", help),
+    command("info", INFO, "what there is and what it does", info),
+    command("disk", DISK, "clear a write error, or reset a disk that failed or hangs", disk),
+    command("bench", bench::USAGE, "load on a disk: SIZE as 4k, depth 1 and 5 s unless given; ^C ends it", run_bench),
+    command("log", LOG, "set the log level, or show the kept lines", log_command),
+    command("poweroff", "poweroff", "drain, flush and switch off", power_off),
+    command("reboot", "reboot", "drain, flush and start anew", reboot),
 ];
 
 /// Runs one line.
@@ -129,6 +138,8 @@ fn info(words: &mut Words<'_>, out: &mut dyn Write, system: &'static dyn System)
         "exports" => system.exports(out)?,
         "connections" => system.connections(out)?,
         "contexts" => contexts(out)?,
+        "disks" => disks::list(out)?,
+        "drain" => disks::drain(out)?,
         _ => return Err(Refusal::Usage(INFO)),
     }
     Ok(Outcome::Done)
@@ -158,6 +169,26 @@ fn contexts(out: &mut dyn Write) -> fmt::Result {
         )?;
     }
     Ok(())
+}
+
+fn disk(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn System) -> Result<Outcome, Refusal> {
+    let name = words.next().ok_or(Refusal::Usage(DISK))?;
+    if words.next() != Some("reset") {
+        return Err(Refusal::Usage(DISK));
+    }
+    end(words, DISK)?;
+    let disk = block::find_disk(name).ok_or(Refusal::Reason("no such disk; see 'info disks'"))?;
+    match disk.reset() {
+        ResetOutcome::Cleared => writeln!(out, "{}: write error cleared", disk.name())?,
+        ResetOutcome::Started => writeln!(out, "{}: being reset; the log tells the end", disk.name())?,
+        ResetOutcome::Nothing => writeln!(out, "{}: in order, nothing to do", disk.name())?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn run_bench(words: &mut Words<'_>, _: &mut dyn Write, system: &'static dyn System) -> Result<Outcome, Refusal> {
+    bench::start(words, system)?;
+    Ok(Outcome::Running)
 }
 
 fn log_command(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn System) -> Result<Outcome, Refusal> {

@@ -15,6 +15,7 @@ use core::fmt::{self, Write};
 use heapless::Deque;
 use spin::Once;
 
+use super::bench;
 use super::commands::{self, Outcome, System};
 use super::editor::{Editor, Event};
 use super::log;
@@ -232,8 +233,10 @@ fn on_byte(byte: u8, system: &'static dyn System) {
     });
     let Some(line) = line else { return };
     if line.is_empty() {
-        system.interrupt();
-        finished();
+        // What runs in the background ends itself, with a report; a replay has just been ended.
+        if !bench::interrupt() {
+            finished();
+        }
         return;
     }
     let mut text = Text;

@@ -2,6 +2,9 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`bench`] | load on a disk, and its report |
+//! | [`disks`] | `info disks`, `info drain` |
+//! | [`signature`] | what a disk carries |
 //! | [`console`] | port, editor, commands and log put together on context 0 |
 //! | [`editor`] | bytes in, lines out |
 //! | [`commands`] | what can be typed |
@@ -9,8 +12,11 @@
 //! | [`log`] | the `log` crate's backend: a ring of text |
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod commands;
 pub mod console;
+pub mod disks;
 pub mod editor;
 pub mod format;
 pub mod log;
+pub mod signature;
