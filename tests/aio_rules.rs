@@ -28,11 +28,14 @@ fn aio_bh_schedule10() {
     let runs = count();
     let this = late();
     let bh = ctx
-        .bottom_half("ten", call(move |_| {
-            if add(runs) < 10 {
-                bh_of(this).schedule();
-            }
-        }))
+        .bottom_half(
+            "ten",
+            call(move |_| {
+                if add(runs) < 10 {
+                    bh_of(this).schedule();
+                }
+            }),
+        )
         .unwrap();
     set_bh(this, bh);
     bh.schedule();
@@ -79,10 +82,13 @@ fn aio_bh_callback_delete_one() {
     let runs = count();
     let this = late();
     let bh = ctx
-        .bottom_half("own end", call(move |_| {
-            add(runs);
-            bh_of(this).delete();
-        }))
+        .bottom_half(
+            "own end",
+            call(move |_| {
+                add(runs);
+                bh_of(this).delete();
+            }),
+        )
         .unwrap();
     set_bh(this, bh);
     bh.schedule();
@@ -112,7 +118,9 @@ fn bh_10_delete_other_from_callback() {
     let (_core, ctx) = single();
     let runs = count();
     let other = late();
-    let first = ctx.bottom_half("first", call(move |_| bh_of(other).delete())).unwrap();
+    let first = ctx
+        .bottom_half("first", call(move |_| bh_of(other).delete()))
+        .unwrap();
     let second = ctx.bottom_half("second", call(|_| add(runs))).unwrap();
     set_bh(other, second);
     first.schedule();
@@ -133,7 +141,11 @@ fn bh_5_idle_is_no_progress_and_bounds_the_wait() {
     bh.schedule_idle();
     let sleeps = ctx.stats().sleeps;
     assert!(!ctx.poll(true));
-    assert_eq!((get(runs), ctx.stats().sleeps), (2, sleeps + 1), "an idle one lets the loop sleep");
+    assert_eq!(
+        (get(runs), ctx.stats().sleeps),
+        (2, sleeps + 1),
+        "an idle one lets the loop sleep"
+    );
     bh.schedule();
     assert!(ctx.poll(true));
     assert_eq!(ctx.stats().sleeps, sleeps + 1, "a normal one does not");
@@ -157,15 +169,19 @@ fn bh_14_order_is_fifo_and_a_batch_is_bounded() {
     let log = log();
     let this = late();
     let spinning = ctx
-        .bottom_half("again", call(move |_| {
-            log.push(0);
-            bh_of(this).schedule();
-        }))
+        .bottom_half(
+            "again",
+            call(move |_| {
+                log.push(0);
+                bh_of(this).schedule();
+            }),
+        )
         .unwrap();
     set_bh(this, spinning);
     spinning.schedule();
     for n in 1..=3 {
-        ctx.schedule_oneshot("n", call(move |_| log.push(n))).unwrap();
+        ctx.schedule_oneshot("n", call(move |_| log.push(n)))
+            .unwrap();
     }
     assert!(ctx.poll(false));
     assert_eq!(log.take(), [0, 1, 2, 3]);
@@ -178,15 +194,20 @@ fn bh_15_nested_poll_runs_the_outer_rest_once_and_first() {
     let (_core, ctx) = single();
     let log = log();
     let ctx_ = ctx;
-    ctx.schedule_oneshot("outer", call(move |_| {
-        log.push(1);
-        ctx_.schedule_oneshot("new", call(move |_| log.push(4))).unwrap();
-        assert!(ctx_.poll(false));
-        log.push(5);
-    }))
+    ctx.schedule_oneshot(
+        "outer",
+        call(move |_| {
+            log.push(1);
+            ctx_.schedule_oneshot("new", call(move |_| log.push(4)))
+                .unwrap();
+            assert!(ctx_.poll(false));
+            log.push(5);
+        }),
+    )
     .unwrap();
     for n in 2..=3 {
-        ctx.schedule_oneshot("rest", call(move |_| log.push(n))).unwrap();
+        ctx.schedule_oneshot("rest", call(move |_| log.push(n)))
+            .unwrap();
     }
     assert!(ctx.poll(false));
     assert_eq!(log.take(), [1, 2, 3, 4, 5]);
@@ -200,14 +221,19 @@ fn bh_15_batches_stay_in_order_across_lanes_and_levels() {
     let (_machine, ctx) = stepped(2);
     let log = log();
     let _zero = host::enter_core(0);
-    ctx.schedule_oneshot("outer", call(move |_| {
-        ctx.schedule_oneshot("inner", call(move |_| log.push(2))).unwrap();
-        ctx.poll(false);
-    }))
+    ctx.schedule_oneshot(
+        "outer",
+        call(move |_| {
+            ctx.schedule_oneshot("inner", call(move |_| log.push(2)))
+                .unwrap();
+            ctx.poll(false);
+        }),
+    )
     .unwrap();
     {
         let _one = host::enter_core(1);
-        ctx.schedule_oneshot("from 1", call(move |_| log.push(1))).unwrap();
+        ctx.schedule_oneshot("from 1", call(move |_| log.push(1)))
+            .unwrap();
     }
     ctx.poll(false);
     assert_eq!(log.take(), [1, 2]);
@@ -215,14 +241,18 @@ fn bh_15_batches_stay_in_order_across_lanes_and_levels() {
     let depth = count();
     let this = late();
     let bh = ctx
-        .bottom_half("deep", call(move |_| {
-            let level = add(depth);
-            if level < 20 {
-                bh_of(this).schedule();
-                ctx.schedule_oneshot("level", call(move |_| log.push(level))).unwrap();
-                ctx.poll(false);
-            }
-        }))
+        .bottom_half(
+            "deep",
+            call(move |_| {
+                let level = add(depth);
+                if level < 20 {
+                    bh_of(this).schedule();
+                    ctx.schedule_oneshot("level", call(move |_| log.push(level)))
+                        .unwrap();
+                    ctx.poll(false);
+                }
+            }),
+        )
         .unwrap();
     set_bh(this, bh);
     bh.schedule();
@@ -240,11 +270,18 @@ fn bh_7_oneshots_are_exhausted_with_an_error_and_reserved_ones_are_left() {
     for _ in 0..usable {
         ctx.schedule_oneshot("n", call(|_| add(runs))).unwrap();
     }
-    assert_eq!(ctx.schedule_oneshot("one more", call(|_| add(runs))), Err(AioError::Exhausted));
+    assert_eq!(
+        ctx.schedule_oneshot("one more", call(|_| add(runs))),
+        Err(AioError::Exhausted)
+    );
     for _ in 0..config::ONESHOT_RESERVED {
-        ctx.schedule_oneshot_reserved("drain", call(|_| add(runs))).unwrap();
+        ctx.schedule_oneshot_reserved("drain", call(|_| add(runs)))
+            .unwrap();
     }
-    assert_eq!(ctx.schedule_oneshot_reserved("drain", call(|_| ())), Err(AioError::Exhausted));
+    assert_eq!(
+        ctx.schedule_oneshot_reserved("drain", call(|_| ())),
+        Err(AioError::Exhausted)
+    );
     assert!(ctx.poll(false));
     assert_eq!(get(runs), config::ONESHOTS);
     assert_eq!(ctx.stats().oneshots_in_use, 0);
@@ -257,10 +294,13 @@ fn bh_7_a_full_pool_lets_each_callback_schedule_the_next() {
     let (_core, ctx) = single();
     let runs = count();
     for _ in 0..config::ONESHOTS - config::ONESHOT_RESERVED {
-        ctx.schedule_oneshot("chain", call(move |_| {
-            add(runs);
-            ctx.schedule_oneshot("next", call(|_| add(runs))).unwrap();
-        }))
+        ctx.schedule_oneshot(
+            "chain",
+            call(move |_| {
+                add(runs);
+                ctx.schedule_oneshot("next", call(|_| add(runs))).unwrap();
+            }),
+        )
         .unwrap();
     }
     while ctx.poll(false) {}
@@ -286,7 +326,10 @@ fn bh_handles_are_checked_by_generation() {
         all.push(bh);
     }
     assert_eq!(all.len(), config::BOTTOM_HALVES);
-    assert!(all.iter().all(|bh| bh.schedule()), "every record fits its lane");
+    assert!(
+        all.iter().all(|bh| bh.schedule()),
+        "every record fits its lane"
+    );
     assert!(ctx.poll(false));
     all.into_iter().for_each(|bh| bh.delete());
     assert_eq!(ctx.stats().bottom_halves_in_use, 0);
@@ -309,7 +352,8 @@ fn aio_event_add_remove() {
     let (_core, ctx) = single();
     let calls = count();
     let event = notifier();
-    ctx.register(event, "event", call(|_| add(calls)), None).unwrap();
+    ctx.register(event, "event", call(|_| add(calls)), None)
+        .unwrap();
     assert!(!ctx.poll(false));
     assert_eq!(get(calls), 0);
     ctx.unregister(event);
@@ -322,10 +366,15 @@ fn aio_event_wait() {
     let (_core, ctx) = single();
     let calls = count();
     let event = notifier();
-    ctx.register(event, "event", call(move |_| {
-        assert!(event.test_and_clear());
-        add(calls);
-    }), None)
+    ctx.register(
+        event,
+        "event",
+        call(move |_| {
+            assert!(event.test_and_clear());
+            add(calls);
+        }),
+        None,
+    )
     .unwrap();
     while ctx.poll(false) {}
     assert_eq!(get(calls), 0);
@@ -346,12 +395,17 @@ fn aio_event_flush() {
     let (_core, ctx) = single();
     let calls = count();
     let event = notifier();
-    ctx.register(event, "event", call(move |_| {
-        event.test_and_clear();
-        if add(calls) < 10 {
-            event.set();
-        }
-    }), None)
+    ctx.register(
+        event,
+        "event",
+        call(move |_| {
+            event.test_and_clear();
+            if add(calls) < 10 {
+                event.set();
+            }
+        }),
+        None,
+    )
     .unwrap();
     while ctx.poll(false) {}
     event.set();
@@ -369,7 +423,8 @@ fn en_3_a_handler_that_does_not_clear_is_called_again() {
     let (_core, ctx) = single();
     let calls = count();
     let event = notifier();
-    ctx.register(event, "sticky", call(|_| add(calls)), None).unwrap();
+    ctx.register(event, "sticky", call(|_| add(calls)), None)
+        .unwrap();
     event.set();
     for n in 1..=3 {
         assert!(ctx.poll(true));
@@ -386,10 +441,15 @@ fn en_1_registered_when_already_set_is_called() {
     let calls = count();
     let event = notifier();
     event.set();
-    ctx.register(event, "late", call(move |_| {
-        event.test_and_clear();
-        add(calls);
-    }), None)
+    ctx.register(
+        event,
+        "late",
+        call(move |_| {
+            event.test_and_clear();
+            add(calls);
+        }),
+        None,
+    )
     .unwrap();
     assert!(ctx.poll(true));
     assert_eq!(get(calls), 1);
@@ -400,17 +460,26 @@ fn en_4_registering_again_replaces_and_a_second_context_is_refused() {
     let (_core, ctx) = single();
     let log = log();
     let event = notifier();
-    ctx.register(event, "one", call(move |_| log.push(1)), None).unwrap();
-    ctx.register(event, "two", call(move |_| {
-        event.test_and_clear();
-        log.push(2);
-    }), None)
+    ctx.register(event, "one", call(move |_| log.push(1)), None)
+        .unwrap();
+    ctx.register(
+        event,
+        "two",
+        call(move |_| {
+            event.test_and_clear();
+            log.push(2);
+        }),
+        None,
+    )
     .unwrap();
     event.set();
     assert!(ctx.poll(false));
     assert_eq!(log.take(), [2]);
     let other = leak_context("other");
-    assert_eq!(other.register(event, "three", call(|_| ()), None), Err(AioError::Busy));
+    assert_eq!(
+        other.register(event, "three", call(|_| ()), None),
+        Err(AioError::Busy)
+    );
     other.unregister(event);
     ctx.unregister(event);
     ctx.unregister(event);
@@ -422,20 +491,31 @@ fn en_7_8_a_handler_removes_itself_and_others_during_dispatch() {
     let (_core, ctx) = single();
     let log = log();
     let (a, b, c) = (notifier(), notifier(), notifier());
-    ctx.register(a, "a", call(move |_| {
-        log.push(1);
-        ctx.unregister(a);
-        ctx.unregister(b);
-        // The freed slot is taken at once, by a source that is ready: it waits for the next pass (POLL-11).
-        c.set();
-        ctx.register(c, "c", call(move |_| {
-            c.test_and_clear();
-            log.push(3);
-        }), None)
-        .unwrap();
-    }), None)
+    ctx.register(
+        a,
+        "a",
+        call(move |_| {
+            log.push(1);
+            ctx.unregister(a);
+            ctx.unregister(b);
+            // The freed slot is taken at once, by a source that is ready: it waits for the next pass (POLL-11).
+            c.set();
+            ctx.register(
+                c,
+                "c",
+                call(move |_| {
+                    c.test_and_clear();
+                    log.push(3);
+                }),
+                None,
+            )
+            .unwrap();
+        }),
+        None,
+    )
     .unwrap();
-    ctx.register(b, "b", call(move |_| log.push(2)), None).unwrap();
+    ctx.register(b, "b", call(move |_| log.push(2)), None)
+        .unwrap();
     a.set();
     b.set();
     assert!(ctx.poll(false));
@@ -450,14 +530,24 @@ fn en_6_a_handler_replaces_itself_from_its_own_callback() {
     let (_core, ctx) = single();
     let log = log();
     let event = notifier();
-    ctx.register(event, "old", call(move |_| {
-        log.push(1);
-        ctx.register(event, "new", call(move |_| {
-            event.test_and_clear();
-            log.push(2);
-        }), None)
-        .unwrap();
-    }), None)
+    ctx.register(
+        event,
+        "old",
+        call(move |_| {
+            log.push(1);
+            ctx.register(
+                event,
+                "new",
+                call(move |_| {
+                    event.test_and_clear();
+                    log.push(2);
+                }),
+                None,
+            )
+            .unwrap();
+        }),
+        None,
+    )
     .unwrap();
     event.set();
     assert!(ctx.poll(false));
@@ -472,17 +562,27 @@ fn en_10_each_readiness_is_dispatched_once_by_the_innermost_poll() {
     let (_core, ctx) = single();
     let log = log();
     let (a, b) = (notifier(), notifier());
-    ctx.register(a, "a", call(move |_| {
-        a.test_and_clear();
-        log.push(1);
-        assert!(ctx.poll(false), "b is still due");
-        log.push(3);
-    }), None)
+    ctx.register(
+        a,
+        "a",
+        call(move |_| {
+            a.test_and_clear();
+            log.push(1);
+            assert!(ctx.poll(false), "b is still due");
+            log.push(3);
+        }),
+        None,
+    )
     .unwrap();
-    ctx.register(b, "b", call(move |_| {
-        b.test_and_clear();
-        log.push(2);
-    }), None)
+    ctx.register(
+        b,
+        "b",
+        call(move |_| {
+            b.test_and_clear();
+            log.push(2);
+        }),
+        None,
+    )
     .unwrap();
     a.set();
     b.set();
@@ -495,11 +595,16 @@ fn en_12_an_uncleared_handler_is_not_entered_by_its_own_nested_poll() {
     let (_core, ctx) = single();
     let calls = count();
     let event = notifier();
-    ctx.register(event, "a", call(move |_| {
-        add(calls);
-        assert!(!ctx.poll(false));
-        event.test_and_clear();
-    }), None)
+    ctx.register(
+        event,
+        "a",
+        call(move |_| {
+            add(calls);
+            assert!(!ctx.poll(false));
+            event.test_and_clear();
+        }),
+        None,
+    )
     .unwrap();
     event.set();
     assert!(ctx.poll(false));
@@ -512,13 +617,21 @@ fn en_all_slots_are_served_and_exhaustion_is_an_error() {
     let calls = count();
     let events: Vec<&'static EventNotifier> = (0..config::HANDLERS).map(|_| notifier()).collect();
     for &event in &events {
-        ctx.register(event, "n", call(move |_| {
-            event.test_and_clear();
-            add(calls);
-        }), None)
+        ctx.register(
+            event,
+            "n",
+            call(move |_| {
+                event.test_and_clear();
+                add(calls);
+            }),
+            None,
+        )
         .unwrap();
     }
-    assert_eq!(ctx.register(notifier(), "one more", call(|_| ()), None), Err(AioError::Exhausted));
+    assert_eq!(
+        ctx.register(notifier(), "one more", call(|_| ()), None),
+        Err(AioError::Exhausted)
+    );
     events.iter().for_each(|event| event.set());
     assert!(ctx.poll(false));
     assert_eq!(get(calls), config::HANDLERS);
@@ -580,11 +693,16 @@ fn adp_polling_finds_work_without_a_notification() {
     let work = count();
     let event = notifier();
     let check = leak(move |_: usize| get(work) > 0);
-    ctx.register(event, "disk", call(move |_| {
-        event.test_and_clear();
-        work.store(0, SeqCst);
-        add(calls);
-    }), Some(check))
+    ctx.register(
+        event,
+        "disk",
+        call(move |_| {
+            event.test_and_clear();
+            work.store(0, SeqCst);
+            add(calls);
+        }),
+        Some(check),
+    )
     .unwrap();
     ctx.poll(false);
     // A short wait that this handler's own event ends makes it learn: here a timer's callback plays the device.
@@ -608,11 +726,14 @@ fn aio_timer_schedule() {
     let fires = count();
     let this = late_timer();
     let timer = ctx
-        .timer("tick", call(move |_| {
-            if add(fires) == 1 {
-                timer_of(this).arm_at(3_000);
-            }
-        }))
+        .timer(
+            "tick",
+            call(move |_| {
+                if add(fires) == 1 {
+                    timer_of(this).arm_at(3_000);
+                }
+            }),
+        )
         .unwrap();
     set_timer(this, timer);
     timer.arm_at(2_000);
@@ -623,7 +744,10 @@ fn aio_timer_schedule() {
     assert_eq!(get(fires), 1);
     assert!(!ctx.poll(false));
     clock::manual(3_000);
-    assert!(ctx.poll(true), "a deadline equal to now has been reached (TMR-8)");
+    assert!(
+        ctx.poll(true),
+        "a deadline equal to now has been reached (TMR-8)"
+    );
     assert_eq!(get(fires), 2);
     assert!(!timer.is_pending());
 }
@@ -633,8 +757,9 @@ fn tmr_2_equal_deadlines_fire_in_the_order_of_arming() {
     let (_core, ctx) = single();
     clock::manual(0);
     let log = log();
-    let timers: Vec<_> =
-        (0..100).map(|n| ctx.timer("n", call(move |_| log.push(n))).unwrap()).collect();
+    let timers: Vec<_> = (0..100)
+        .map(|n| ctx.timer("n", call(move |_| log.push(n))).unwrap())
+        .collect();
     for timer in timers.iter().rev() {
         timer.arm_at(50);
     }
@@ -677,13 +802,16 @@ fn tmr_6_7_callbacks_rearm_to_now_and_delete_others() {
     let log = log();
     let (first, second, third) = (late_timer(), late_timer(), late_timer());
     let a = ctx
-        .timer("a", call(move |_| {
-            log.push(1);
-            timer_of(first).arm_at(0);
-            timer_of(second).cancel();
-            timer_of(second).delete().unwrap();
-            timer_of(third).arm_at(99);
-        }))
+        .timer(
+            "a",
+            call(move |_| {
+                log.push(1);
+                timer_of(first).arm_at(0);
+                timer_of(second).cancel();
+                timer_of(second).delete().unwrap();
+                timer_of(third).arm_at(99);
+            }),
+        )
         .unwrap();
     let b = ctx.timer("b", call(move |_| log.push(2))).unwrap();
     let c = ctx.timer("c", call(move |_| log.push(3))).unwrap();
@@ -695,7 +823,11 @@ fn tmr_6_7_callbacks_rearm_to_now_and_delete_others() {
         timer.arm_at(10);
     }
     assert!(ctx.poll(false));
-    assert_eq!(log.take(), [1, 4], "re-armed to the past: next run; cancelled while due: never");
+    assert_eq!(
+        log.take(),
+        [1, 4],
+        "re-armed to the past: next run; cancelled while due: never"
+    );
     assert_eq!(ctx.stats().timers_armed, 2);
     a.cancel();
     c.cancel();
@@ -707,11 +839,14 @@ fn tmr_nested_poll_continues_the_outer_runs_list() {
     clock::manual(10);
     let log = log();
     let a = ctx
-        .timer("a", call(move |_| {
-            log.push(1);
-            assert!(ctx.poll(true));
-            log.push(3);
-        }))
+        .timer(
+            "a",
+            call(move |_| {
+                log.push(1);
+                assert!(ctx.poll(true));
+                log.push(3);
+            }),
+        )
         .unwrap();
     let b = ctx.timer("b", call(move |_| log.push(2))).unwrap();
     a.arm_at(5);
@@ -725,13 +860,19 @@ fn tmr_the_heap_agrees_with_a_sorted_list() {
     let (_core, ctx) = single();
     clock::manual(0);
     let log = log();
-    let timers: Vec<_> =
-        (0..config::TIMERS).map(|n| ctx.timer("n", call(move |_| log.push(n))).unwrap()).collect();
-    assert_eq!(ctx.timer("one more", call(|_| ())).err(), Some(AioError::Exhausted));
+    let timers: Vec<_> = (0..config::TIMERS)
+        .map(|n| ctx.timer("n", call(move |_| log.push(n))).unwrap())
+        .collect();
+    assert_eq!(
+        ctx.timer("one more", call(|_| ())).err(),
+        Some(AioError::Exhausted)
+    );
     let mut model: Vec<(u64, u64, usize)> = vec![];
     let mut random = 0x9E37_79B9_7F4A_7C15u64;
     for sequence in 0..20_000 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let index = (random >> 33) as usize % timers.len();
         model.retain(|entry| entry.2 != index);
         if random >> 60 == 0 {
@@ -745,7 +886,10 @@ fn tmr_the_heap_agrees_with_a_sorted_list() {
     clock::manual(1_000);
     ctx.poll(false);
     model.sort();
-    assert_eq!(log.take(), model.iter().map(|entry| entry.2).collect::<Vec<_>>());
+    assert_eq!(
+        log.take(),
+        model.iter().map(|entry| entry.2).collect::<Vec<_>>()
+    );
     timers.into_iter().for_each(|timer| timer.delete().unwrap());
 }
 
@@ -758,15 +902,21 @@ fn poll_1_bottom_halves_then_handlers_then_timers_then_hooks() {
     let hook = ctx.turn_hook("hook", call(move |_| log.push(4))).unwrap();
     let timer = ctx.timer("t", call(move |_| log.push(3))).unwrap();
     timer.arm_at(5);
-    ctx.register(event, "e", call(move |_| {
-        event.test_and_clear();
-        hook.arm();
-        hook.arm();
-        log.push(2);
-    }), None)
+    ctx.register(
+        event,
+        "e",
+        call(move |_| {
+            event.test_and_clear();
+            hook.arm();
+            hook.arm();
+            log.push(2);
+        }),
+        None,
+    )
     .unwrap();
     event.set();
-    ctx.schedule_oneshot("b", call(move |_| log.push(1))).unwrap();
+    ctx.schedule_oneshot("b", call(move |_| log.push(1)))
+        .unwrap();
     assert!(ctx.poll(true));
     assert_eq!(log.take(), [1, 2, 3, 4]);
     assert!(!ctx.poll(false));
@@ -777,12 +927,15 @@ fn adp_10_hooks_run_before_a_nested_wait() {
     let (_core, ctx) = single();
     let log = log();
     let hook = ctx.turn_hook("kick", call(move |_| log.push(2))).unwrap();
-    ctx.schedule_oneshot("submit", call(move |_| {
-        log.push(1);
-        hook.arm();
-        ctx.poll(true);
-        log.push(3);
-    }))
+    ctx.schedule_oneshot(
+        "submit",
+        call(move |_| {
+            log.push(1);
+            hook.arm();
+            ctx.poll(true);
+            log.push(3);
+        }),
+    )
     .unwrap();
     ctx.poll(false);
     assert_eq!(log.take(), [1, 2, 3]);
@@ -796,7 +949,11 @@ fn nfy_8_a_notification_alone_ends_the_wait_without_progress() {
     assert!(!ctx.poll(true));
     assert_eq!(ctx.stats().sleeps, sleeps, "it did not sleep");
     assert!(!ctx.poll(true));
-    assert_eq!(ctx.stats().sleeps, sleeps + 1, "the notification was used up");
+    assert_eq!(
+        ctx.stats().sleeps,
+        sleeps + 1,
+        "the notification was used up"
+    );
 }
 
 #[test]
@@ -818,7 +975,9 @@ fn nfy_an_interrupt_between_check_and_sleep_is_not_lost() {
     // The interrupt comes inside a turn hook, after which the loop goes to sleep in the same turn.
     let (_core, ctx) = single();
     let calls = count();
-    let bh = ctx.bottom_half("from interrupt", call(|_| add(calls))).unwrap();
+    let bh = ctx
+        .bottom_half("from interrupt", call(|_| add(calls)))
+        .unwrap();
     host::interrupt(|| bh.schedule());
     let sleeps = ctx.stats().sleeps;
     assert!(ctx.poll(true));
@@ -837,7 +996,8 @@ fn own_1_poll_from_a_foreign_core() {
 #[should_panic(expected = "other context locks")]
 fn a_callback_that_keeps_a_lock_is_named() {
     let (_core, ctx) = single();
-    ctx.schedule_oneshot("leaky", call(move |_| ctx.acquire())).unwrap();
+    ctx.schedule_oneshot("leaky", call(move |_| ctx.acquire()))
+        .unwrap();
     ctx.poll(false);
 }
 
@@ -862,11 +1022,21 @@ fn callbacks_carry_their_argument() {
     }
     std::thread_local!(static SEEN: Cell<usize> = const { Cell::new(0) });
     let (_core, ctx) = single();
-    ctx.schedule_oneshot("plain", Callback::new(&plain, 3)).unwrap();
+    ctx.schedule_oneshot("plain", Callback::new(&plain, 3))
+        .unwrap();
     ctx.poll(false);
     assert_eq!(SEEN.with(Cell::get), 3);
     static TOTAL: AtomicUsize = AtomicUsize::new(0);
-    ctx.schedule_oneshot("static", Callback::new(&|n| { TOTAL.fetch_add(n, SeqCst); }, 4)).unwrap();
+    ctx.schedule_oneshot(
+        "static",
+        Callback::new(
+            &|n| {
+                TOTAL.fetch_add(n, SeqCst);
+            },
+            4,
+        ),
+    )
+    .unwrap();
     ctx.poll(false);
     assert_eq!(TOTAL.load(SeqCst), 4);
 }

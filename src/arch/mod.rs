@@ -10,14 +10,16 @@ pub use barrier::{device_full_barrier, device_read_barrier, device_write_barrier
 pub mod aarch64;
 #[cfg(target_os = "none")]
 pub use aarch64::{
-    IrqState, cores, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick, kicks, now_ns, relax, wait,
+    IrqState, cores, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick, kicks,
+    now_ns, relax, wait,
 };
 
 #[cfg(not(target_os = "none"))]
 pub mod host;
 #[cfg(not(target_os = "none"))]
 pub use host::{
-    IrqState, cores, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick, kicks, now_ns, relax, wait,
+    IrqState, cores, current_core, in_interrupt, irq_mask, irq_masked, irq_restore, kick, kicks,
+    now_ns, relax, wait,
 };
 
 /// Dense index of a core, below [`MAX_CORES`](crate::config::MAX_CORES); not MPIDR.

@@ -30,7 +30,10 @@ pub fn start(options: &Options) {
             }
         }
     }
-    info!("exports: {}", if names.is_empty() { "none" } else { &names });
+    info!(
+        "exports: {}",
+        if names.is_empty() { "none" } else { &names }
+    );
 }
 
 /// The disk that an option names. What is absent or doubled is refused, never guessed.
@@ -55,7 +58,13 @@ fn add(disk: &'static Disk, writable: bool, name: &str, names: &mut String<160>)
     // Both texts fit what they are written to.
     let _ = write!(backend_name, "export-{}", export::export_count());
     let mut description: String<{ export::table::DESCRIPTION_BYTES }> = String::new();
-    let _ = write!(description, "{} {} {}", view.name, view.serial, Size(view.info.size));
+    let _ = write!(
+        description,
+        "{} {} {}",
+        view.name,
+        view.serial,
+        Size(view.info.size)
+    );
     let backend = match Backend::create(&backend_name, "nbd", disk.node()) {
         Ok(backend) => backend,
         Err(why) => return error!("export '{name}': {why}; not exported"),
@@ -72,7 +81,11 @@ fn add(disk: &'static Disk, writable: bool, name: &str, names: &mut String<160>)
     let access = if writable { "rw" } else { "ro" };
     let mut entry: String<128> = String::new();
     // A name has at most 64 bytes.
-    let _ = write!(entry, "{separator}{name} ({access}, {})", Size(view.info.size));
+    let _ = write!(
+        entry,
+        "{separator}{name} ({access}, {})",
+        Size(view.info.size)
+    );
     // What does not fit is in 'info exports'.
     if names.push_str(&entry).is_err() && !names.ends_with("...") {
         let _ = names.push_str(", ...");
@@ -91,8 +104,10 @@ pub fn shows(index: usize) -> bool {
 
 /// Takes every export away from its clients; their requests are finished.
 pub fn close_all() {
-    let mut names: heapless::Vec<String<{ export::table::NAME_BYTES }>, { crate::config::EXPORTS }> =
-        heapless::Vec::new();
+    let mut names: heapless::Vec<
+        String<{ export::table::NAME_BYTES }>,
+        { crate::config::EXPORTS },
+    > = heapless::Vec::new();
     export::for_each(|export| {
         // There are no more exports than places.
         let _ = names.push(export.name.clone());
@@ -128,7 +143,10 @@ pub fn list(out: &mut dyn Write) -> core::fmt::Result {
     if export::export_count() == 0 {
         return writeln!(out, "no exports");
     }
-    writeln!(out, "export                   access      size  clients  disk")?;
+    writeln!(
+        out,
+        "export                   access      size  clients  disk"
+    )?;
     let mut result = Ok(());
     export::for_each(|export| {
         let access = if export.writable() { "rw" } else { "ro" };
@@ -156,7 +174,10 @@ pub fn list_connections(out: &mut dyn Write) -> core::fmt::Result {
             return;
         }
         if count == 0 {
-            result = writeln!(out, "slot peer                     export                   phase         requests  flying      idle");
+            result = writeln!(
+                out,
+                "slot peer                     export                   phase         requests  flying      idle"
+            );
         }
         count += 1;
         let mut peer: String<56> = String::new();

@@ -12,11 +12,11 @@
 //! | `power` | power key, shutdown |
 #![forbid(unsafe_code)]
 
-pub mod options;
 #[cfg(target_os = "none")]
 pub mod exports;
 #[cfg(target_os = "none")]
 pub mod network;
+pub mod options;
 #[cfg(target_os = "none")]
 pub mod power;
 #[cfg(target_os = "none")]

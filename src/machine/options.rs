@@ -281,7 +281,10 @@ fn parse_ip(value: &str) -> Result<IpConfig, &'static str> {
         return Err(EXPECTED);
     }
     let address: Cidr = address.parse().map_err(|()| EXPECTED)?;
-    if address.address.is_unspecified() || address.address.is_multicast() || address.address.is_broadcast() {
+    if address.address.is_unspecified()
+        || address.address.is_multicast()
+        || address.address.is_broadcast()
+    {
         return Err("not an address for a machine; network off");
     }
     let gateway = match gateway {

@@ -84,19 +84,24 @@ pub fn start(machine: &'static MachineInfo) {
     }
     let Some(key) = machine.power_key else { return };
     let region = key.controller.region;
-    let Some(registers) = mmio::claim(region.base, region.size).and_then(|region| region.into_pointer()) else {
+    let Some(registers) =
+        mmio::claim(region.base, region.size).and_then(|region| region.into_pointer())
+    else {
         warn!("power key: registers not available");
         return;
     };
     let mut gpio = Gpio::new(registers);
     gpio.watch(key.pin);
     *KEY.lock() = Some(gpio);
-    let registered = aio::main_context().register(&KEY_EVENT, "power key", Callback::new(&on_key, 0), None);
+    let registered =
+        aio::main_context().register(&KEY_EVENT, "power key", Callback::new(&on_key, 0), None);
     if let Err(error) = registered {
         warn!("power key: {error:?}");
         return;
     }
-    if let Err(error) = register_interrupt(key.controller.interrupt, Trigger::Level, 0, on_interrupt, 0) {
+    if let Err(error) =
+        register_interrupt(key.controller.interrupt, Trigger::Level, 0, on_interrupt, 0)
+    {
         warn!("power key: {error}");
     }
 }
@@ -113,7 +118,10 @@ fn on_key(_: usize) {
     let Some(key) = super::start::machine().and_then(|machine| machine.power_key) else {
         return;
     };
-    let pressed = KEY.lock().as_mut().is_some_and(|gpio| gpio::pressed(&mut gpio.pin(key.pin), key.active_low));
+    let pressed = KEY
+        .lock()
+        .as_mut()
+        .is_some_and(|gpio| gpio::pressed(&mut gpio.pin(key.pin), key.active_low));
     if pressed {
         info!("power key pressed");
         shut_down(false);
@@ -136,7 +144,10 @@ pub fn shut_down(reboot: bool) {
         return;
     }
     REBOOT.store(reboot, Ordering::Relaxed);
-    info!("{}: closing exports, draining, flushing", if reboot { "reboot" } else { "power off" });
+    info!(
+        "{}: closing exports, draining, flushing",
+        if reboot { "reboot" } else { "power off" }
+    );
     network::stop_listening();
     exports::close_all();
     tick(0);
@@ -145,7 +156,8 @@ pub fn shut_down(reboot: bool) {
 /// Goes on as far as possible, and looks again later.
 fn tick(_: usize) {
     let now = arch::now_ns();
-    let (stage, deadline, report) = STATE.with(|state| (state.stage, state.deadline_ns, state.report_ns));
+    let (stage, deadline, report) =
+        STATE.with(|state| (state.stage, state.deadline_ns, state.report_ns));
     let done = match stage {
         Stage::Running | Stage::Over => return,
         Stage::Exports => exports::all_closed(),
@@ -155,7 +167,11 @@ fn tick(_: usize) {
     if done {
         advance(stage);
     } else if now >= deadline {
-        trouble(format_args!("still waiting for {} after {} s", stage.waits_for(), PATIENCE_NS / 1_000_000_000));
+        trouble(format_args!(
+            "still waiting for {} after {} s",
+            stage.waits_for(),
+            PATIENCE_NS / 1_000_000_000
+        ));
         finish();
     } else if now >= report {
         STATE.with(|state| state.report_ns = u64::MAX);
@@ -195,7 +211,9 @@ fn on_quiet(_: usize) {
 
 /// Flushes every disk whose writes a flush makes durable.
 fn flush_all() {
-    for disk in block::disks().filter(|disk| disk.view().info.writeback && !disk.view().info.read_only) {
+    for disk in
+        block::disks().filter(|disk| disk.view().info.writeback && !disk.view().info.read_only)
+    {
         let mut name: String<24> = String::new();
         // 24 bytes hold the longest.
         let _ = write!(name, "flush-{}", disk.name());
@@ -254,7 +272,11 @@ impl core::fmt::Write for Emergency {
 pub fn switch_off() -> ! {
     console::drain_to(metal_bytes);
     kept::enter_direct();
-    let what = if REBOOT.load(Ordering::Relaxed) { "reboot" } else { "power off" };
+    let what = if REBOOT.load(Ordering::Relaxed) {
+        "reboot"
+    } else {
+        "power off"
+    };
     STATE.with(|state| {
         if state.trouble.is_empty() {
             kept::direct(format_args!("\nironthread: {what}, clean\n"));
@@ -263,11 +285,18 @@ pub fn switch_off() -> ! {
             exports::name_open(&mut Emergency);
             // The console takes every text.
             let _ = disks::in_flight(&mut Emergency, 0);
-            kept::direct(format_args!("ironthread: {what}, NOT clean: {}\n", state.trouble));
+            kept::direct(format_args!(
+                "ironthread: {what}, NOT clean: {}\n",
+                state.trouble
+            ));
         }
     });
     metal::EmergencyConsole.drain();
-    if REBOOT.load(Ordering::Relaxed) { metal::reset() } else { metal::power_off() }
+    if REBOOT.load(Ordering::Relaxed) {
+        metal::reset()
+    } else {
+        metal::power_off()
+    }
 }
 
 /// What the console has queued has its carriage returns already.

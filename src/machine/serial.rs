@@ -57,12 +57,14 @@ impl core::fmt::Display for SerialError {
 /// # Errors
 /// See [`SerialError`].
 pub fn start(device: &Device) -> Result<(), SerialError> {
-    let region = mmio::claim(device.region.base, device.region.size).ok_or(SerialError::Registers)?;
+    let region =
+        mmio::claim(device.region.base, device.region.size).ok_or(SerialError::Registers)?;
     // Reports go to the same UART: they find it where the tree says.
     set_console_region(&region);
     let registers = region.into_pointer().ok_or(SerialError::Registers)?;
     STATE.lock().uart = Some(Uart::new(registers));
-    register_interrupt(device.interrupt, Trigger::Level, 0, on_interrupt, 0).map_err(SerialError::Interrupt)
+    register_interrupt(device.interrupt, Trigger::Level, 0, on_interrupt, 0)
+        .map_err(SerialError::Interrupt)
 }
 
 fn on_interrupt(_: usize) {
@@ -84,7 +86,10 @@ impl Port for Serial {
     fn read(&self, bytes: &mut [u8]) -> usize {
         let mut state = STATE.lock();
         let mut taken = 0;
-        for (slot, byte) in bytes.iter_mut().zip(core::iter::from_fn(|| state.received.pop_front())) {
+        for (slot, byte) in bytes
+            .iter_mut()
+            .zip(core::iter::from_fn(|| state.received.pop_front()))
+        {
             *slot = byte;
             taken += 1;
         }
@@ -96,7 +101,9 @@ impl Port for Serial {
         // One short piece at a time: interrupts are masked meanwhile.
         for piece in bytes.chunks(BURST) {
             let mut state = STATE.lock();
-            let Some(uart) = &mut state.uart else { return bytes.len() };
+            let Some(uart) = &mut state.uart else {
+                return bytes.len();
+            };
             // The error type has no values.
             let count = uart.write(piece).unwrap_or(0);
             sent += count;

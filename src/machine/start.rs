@@ -19,13 +19,13 @@ use spin::Once;
 use super::options::{OnPanic, Options};
 use super::tree::{Gic, MAX_BOOTARGS, MAX_TREE_BYTES, MachineInfo, PsciMethod, Region};
 use super::{exports, power, serial, surface};
-use crate::{aio, block};
 use crate::arch::aarch64::{self as metal, Conduit, GicAddresses, Range, StopAction};
 use crate::arch::{self, CoreId, mmio};
 use crate::config::MAX_CORES;
 use crate::devices::{fw_cfg, rtc};
 use crate::monitor::format::Size;
 use crate::monitor::{console, log as kept};
+use crate::{aio, block};
 
 /// What a board says of itself.
 pub struct Board {
@@ -112,16 +112,20 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
     start_cores(machine);
     report_memory(machine);
     power::start(machine);
-    console::start(&serial::SERIAL, &surface::SURFACE).map_err(|error| reason(format_args!("console: {error:?}")))?;
     if let Some(options) = options() {
         exports::start(options);
     }
     info!("ready in {} ms", arch::now_ns() / 1_000_000);
-    Ok(())
+    console::start(&serial::SERIAL, &surface::SURFACE)
+        .map_err(|error| reason(format_args!("console: {error:?}")))
 }
 
 fn ranges<const N: usize>(regions: &[Region], make: fn(u64, u64) -> Range) -> Vec<Range, N> {
-    regions.iter().map(|region| make(region.base, region.size)).take(N).collect()
+    regions
+        .iter()
+        .map(|region| make(region.base, region.size))
+        .take(N)
+        .collect()
 }
 
 /// Joins what lies in the same or the next page, so that 32 virtio slots are one range.
@@ -129,8 +133,14 @@ fn join(regions: impl Iterator<Item = Region>) -> Vec<Region, 24> {
     const PAGE: u64 = 4096;
     let mut out: Vec<Region, 24> = Vec::new();
     for region in regions {
-        let (start, end) = (region.base & !(PAGE - 1), region.end().next_multiple_of(PAGE));
-        match out.iter_mut().find(|known| start <= known.end() && known.base <= end) {
+        let (start, end) = (
+            region.base & !(PAGE - 1),
+            region.end().next_multiple_of(PAGE),
+        );
+        match out
+            .iter_mut()
+            .find(|known| start <= known.end() && known.base <= end)
+        {
             Some(known) => {
                 let new_end = known.end().max(end);
                 known.base = known.base.min(start);
@@ -138,7 +148,10 @@ fn join(regions: impl Iterator<Item = Region>) -> Vec<Region, 24> {
             }
             // A range that does not fit is a device that nobody can claim: its driver says so.
             None => {
-                let _ = out.push(Region { base: start, size: end - start });
+                let _ = out.push(Region {
+                    base: start,
+                    size: end - start,
+                });
             }
         }
     }
@@ -150,8 +163,14 @@ fn map(machine: &MachineInfo) -> Result<(), metal::MapError> {
     let device = |start, len| Range::Device { start, len };
     let mut all: Vec<Range, 48> = ranges(&machine.memory, ram);
     match &machine.gic {
-        Gic::V2 { distributor, cpu_interface } => all.extend(ranges::<2>(&[*distributor, *cpu_interface], device)),
-        Gic::V3 { distributor, redistributors } => {
+        Gic::V2 {
+            distributor,
+            cpu_interface,
+        } => all.extend(ranges::<2>(&[*distributor, *cpu_interface], device)),
+        Gic::V3 {
+            distributor,
+            redistributors,
+        } => {
             all.extend(ranges::<1>(&[*distributor], device));
             all.extend(ranges::<4>(redistributors, device));
         }
@@ -184,14 +203,21 @@ fn read_options(machine: &MachineInfo) {
         error!("{problem}");
     }
     if options.more_problems > 0 {
-        error!("boot options: {} more words not understood", options.more_problems);
+        error!(
+            "boot options: {} more words not understood",
+            options.more_problems
+        );
     }
 }
 
 fn from_fw_cfg<'a>(machine: &MachineInfo, buffer: &'a mut [u8]) -> Option<&'a str> {
     let region = machine.fw_cfg?;
     let registers = mmio::claim(region.base, region.size)?.into_pointer()?;
-    match fw_cfg::read_file(&mut fw_cfg::Mmio::new(registers), "opt/ironthread/bootargs", buffer) {
+    match fw_cfg::read_file(
+        &mut fw_cfg::Mmio::new(registers),
+        "opt/ironthread/bootargs",
+        buffer,
+    ) {
         Ok(count) => {
             let text = buffer.get(..count?)?.trim_ascii_end();
             let text = text.strip_suffix(b"\0").unwrap_or(text);
@@ -202,7 +228,9 @@ fn from_fw_cfg<'a>(machine: &MachineInfo, buffer: &'a mut [u8]) -> Option<&'a st
             text.ok()
         }
         Err(size) => {
-            error!("boot options: opt/ironthread/bootargs has {size} bytes, more than {MAX_BOOTARGS}; ignored");
+            error!(
+                "boot options: opt/ironthread/bootargs has {size} bytes, more than {MAX_BOOTARGS}; ignored"
+            );
             None
         }
     }
@@ -221,14 +249,24 @@ fn read_clock(machine: &MachineInfo) {
 
 fn start_interrupts(machine: &MachineInfo) -> Result<(), Reason> {
     let addresses = match &machine.gic {
-        Gic::V2 { distributor, cpu_interface } => GicAddresses::V2 {
+        Gic::V2 {
+            distributor,
+            cpu_interface,
+        } => GicAddresses::V2 {
             distributor: distributor.base as usize,
             cpu_interface: cpu_interface.base as usize,
         },
-        Gic::V3 { distributor, redistributors } => GicAddresses::V3 {
+        Gic::V3 {
+            distributor,
+            redistributors,
+        } => GicAddresses::V3 {
             distributor: distributor.base as usize,
-            redistributors: redistributors.first().map_or(0, |region| region.base as usize),
-            redistributors_len: redistributors.first().map_or(0, |region| region.size as usize),
+            redistributors: redistributors
+                .first()
+                .map_or(0, |region| region.base as usize),
+            redistributors_len: redistributors
+                .first()
+                .map_or(0, |region| region.size as usize),
         },
     };
     metal::start_gic(addresses, machine.timer_interrupt)
@@ -266,7 +304,11 @@ fn start_cores(machine: &MachineInfo) {
     }
     let left_out = machine.cores_listed - arch::cores().min(machine.cores_listed);
     if left_out > 0 && machine.cores_listed > MAX_CORES {
-        warn!("cores: {} listed, {} run", machine.cores_listed, arch::cores());
+        warn!(
+            "cores: {} listed, {} run",
+            machine.cores_listed,
+            arch::cores()
+        );
     }
     info!(
         "cores: {} of {}, GICv{}, started in EL{}",
@@ -295,5 +337,9 @@ fn secondary(core: CoreId) -> ! {
 fn report_memory(machine: &MachineInfo) {
     let total: u64 = machine.memory.iter().map(|region| region.size).sum();
     let image = metal::image();
-    info!("memory: {}, image with all pools {}", Size(total), Size(image.end - image.start));
+    info!(
+        "memory: {}, image with all pools {}",
+        Size(total),
+        Size(image.end - image.start)
+    );
 }

@@ -16,8 +16,16 @@ pub static SURFACE: Surface = Surface;
 
 impl System for Surface {
     fn version(&self, out: &mut dyn Write) -> fmt::Result {
-        let profile = if cfg!(feature = "small") { "small" } else { "default" };
-        writeln!(out, "ironthread {}, profile {profile}", env!("CARGO_PKG_VERSION"))?;
+        let profile = if cfg!(feature = "small") {
+            "small"
+        } else {
+            "default"
+        };
+        writeln!(
+            out,
+            "ironthread {}, profile {profile}",
+            env!("CARGO_PKG_VERSION")
+        )?;
         if let (Some(board), Some(machine)) = (start::board(), start::machine()) {
             writeln!(
                 out,
@@ -49,11 +57,21 @@ impl System for Surface {
     fn memory(&self, out: &mut dyn Write) -> fmt::Result {
         if let Some(machine) = start::machine() {
             for region in &machine.memory {
-                writeln!(out, "{:#014x} {:>9}  memory", region.base, Size(region.size))?;
+                writeln!(
+                    out,
+                    "{:#014x} {:>9}  memory",
+                    region.base,
+                    Size(region.size)
+                )?;
             }
         }
         let image = metal::image();
-        writeln!(out, "{:#014x} {:>9}  image with all pools and stacks", image.start, Size(image.end - image.start))
+        writeln!(
+            out,
+            "{:#014x} {:>9}  image with all pools and stacks",
+            image.start,
+            Size(image.end - image.start)
+        )
     }
 
     fn exports(&self, out: &mut dyn Write) -> fmt::Result {

@@ -84,7 +84,9 @@ pub(super) fn start(words: &mut Words<'_>, system: &'static dyn System) -> Resul
     });
     if look {
         let block = backend.logical_block() as u64;
-        let head = (signature::HEAD_BYTES as u64).next_multiple_of(block).min(backend.size());
+        let head = (signature::HEAD_BYTES as u64)
+            .next_multiple_of(block)
+            .min(backend.size());
         look_at(backend, 0, head, &on_head);
     } else {
         run();
@@ -104,18 +106,29 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
         _ => return Err(BAD),
     };
     let block = words.next().and_then(parse_size).ok_or(BAD)?;
-    let block = u32::try_from(block).ok().filter(|block| *block > 0).ok_or(BAD)?;
+    let block = u32::try_from(block)
+        .ok()
+        .filter(|block| *block > 0)
+        .ok_or(BAD)?;
     let (mut depth, mut seconds, mut sequential, mut destroy) = (1, 5, false, None);
     while let Some(word) = words.next() {
         match word {
             "seq" => sequential = true,
             "rand" => sequential = false,
             "qd" => {
-                depth = words.next().and_then(|word| word.parse().ok()).filter(|depth| *depth > 0).ok_or(BAD)?;
+                depth = words
+                    .next()
+                    .and_then(|word| word.parse().ok())
+                    .filter(|depth| *depth > 0)
+                    .ok_or(BAD)?;
             }
             "--destroy" => destroy = Some(words.next().ok_or(BAD)?),
             _ => {
-                seconds = word.parse().ok().filter(|seconds| (1..=MAX_SECONDS).contains(seconds)).ok_or(BAD)?;
+                seconds = word
+                    .parse()
+                    .ok()
+                    .filter(|seconds| (1..=MAX_SECONDS).contains(seconds))
+                    .ok_or(BAD)?;
             }
         }
     }
@@ -125,11 +138,17 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
             if operation == Operation::Write {
                 let confirmed = match destroy {
                     Some(serial) if !serial.is_empty() && serial == disk.serial() => true,
-                    Some(_) => return Err(Refusal::Reason("--destroy names another serial than the disk's")),
+                    Some(_) => {
+                        return Err(Refusal::Reason(
+                            "--destroy names another serial than the disk's",
+                        ));
+                    }
                     None => false,
                 };
                 if !confirmed && system.is_exported(disk.index()) {
-                    return Err(Refusal::Reason("the disk is exported; to overwrite it, add --destroy SERIAL"));
+                    return Err(Refusal::Reason(
+                        "the disk is exported; to overwrite it, add --destroy SERIAL",
+                    ));
                 }
                 look = !confirmed;
             }
@@ -138,7 +157,10 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
         None if name == "null" => (null_node()?, arch::cores().min(2) - 1),
         None => match node::find(name) {
             // A graph's node may carry somebody's data; test instruments do not.
-            Some(id) if node::driver(id).is_some_and(|driver| matches!(driver.info().kind, "ram" | "null")) => {
+            Some(id)
+                if node::driver(id)
+                    .is_some_and(|driver| matches!(driver.info().kind, "ram" | "null")) =>
+            {
                 (id, arch::cores().min(2) - 1)
             }
             _ => return Err(Refusal::Reason("no such disk; see 'info disks'")),
@@ -162,14 +184,25 @@ fn null_node() -> Result<NodeId, Refusal> {
     match node::find(NAME) {
         Some(id) => Ok(id),
         None => {
-            let options = null::NullOptions { size: NULL_BYTES, block: 512, read_zeroes: false, latency_ns: 0 };
+            let options = null::NullOptions {
+                size: NULL_BYTES,
+                block: 512,
+                read_zeroes: false,
+                latency_ns: 0,
+            };
             null::create(NAME, options).map_err(|_| Refusal::Reason("no null node left"))
         }
     }
 }
 
-fn look_at(backend: &'static Backend, offset: u64, len: u64, then: &'static (dyn Fn(Request) + Sync)) {
-    let request = request::new(Operation::Read, offset, len).zip(LOOK.alloc_contiguous(len as usize));
+fn look_at(
+    backend: &'static Backend,
+    offset: u64,
+    len: u64,
+    then: &'static (dyn Fn(Request) + Sync),
+) {
+    let request =
+        request::new(Operation::Read, offset, len).zip(LOOK.alloc_contiguous(len as usize));
     let Some((mut request, buffer)) = request else {
         return give_up("no memory to look at the disk first");
     };
@@ -197,9 +230,16 @@ fn on_head(mut request: Request) {
     if let Some(what) = found {
         return refuse(what);
     }
-    let Some(backend) = STATE.with(|state| state.backend) else { return };
+    let Some(backend) = STATE.with(|state| state.backend) else {
+        return;
+    };
     let block = u64::from(backend.logical_block());
-    look_at(backend, backend.size().saturating_sub(block), block, &on_last);
+    look_at(
+        backend,
+        backend.size().saturating_sub(block),
+        block,
+        &on_last,
+    );
 }
 
 fn on_last(mut request: Request) {
@@ -212,7 +252,9 @@ fn on_last(mut request: Request) {
 }
 
 fn refuse(what: &str) {
-    console::print(format_args!("error: refused: {what}; to overwrite the disk, add --destroy SERIAL\n"));
+    console::print(format_args!(
+        "error: refused: {what}; to overwrite the disk, add --destroy SERIAL\n"
+    ));
     end();
 }
 
@@ -227,13 +269,11 @@ fn end() {
         state.job = None;
         state.backend.take()
     });
-    if let Some(backend) = backend {
-        // The last request's token is dropped after its completion: delete when this turn is over.
-        let index = backend.index();
-        let later = aio::main_context().schedule_oneshot("bench end", Callback::new(&delete, index));
-        if later.is_err() {
-            delete(index);
-        }
+    // The last request's token is dropped after its completion: a drain waits for it.
+    if let Some(backend) = backend
+        && let Err(error) = backend.drain_begin(Callback::new(&delete, backend.index()))
+    {
+        log::warn!("bench: backend not drained: {error}");
     }
     console::finished();
 }
@@ -296,7 +336,9 @@ fn report(_: usize) {
         let kicks = system.device_kicks() - state.device_kicks_before;
         Some((job, interrupts, kicks))
     });
-    let Some((job, interrupts, device_kicks)) = ready else { return };
+    let Some((job, interrupts, device_kicks)) = ready else {
+        return;
+    };
     let report = bench::report();
     let requests = report.requests.max(1);
     let operation = job.operation.name();

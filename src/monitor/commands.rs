@@ -78,16 +78,41 @@ const DISK: &str = "disk vdN reset";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
 
 const fn command(name: &'static str, usage: &'static str, help: &'static str, run: Run) -> Command {
-    Command { name, usage, help, run }
+    Command {
+        name,
+        usage,
+        help,
+        run,
+    }
 }
 
 const COMMANDS: &[Command] = &[
     command("help", "help", "this list", help),
     command("info", INFO, "what there is and what it does", info),
-    command("disk", DISK, "clear a write error, or reset a disk that failed or hangs", disk),
-    command("bench", bench::USAGE, "load on a disk: SIZE as 4k, depth 1 and 5 s unless given; ^C ends it", run_bench),
-    command("log", LOG, "set the log level, or show the kept lines", log_command),
-    command("poweroff", "poweroff", "drain, flush and switch off", power_off),
+    command(
+        "disk",
+        DISK,
+        "clear a write error, or reset a disk that failed or hangs",
+        disk,
+    ),
+    command(
+        "bench",
+        bench::USAGE,
+        "load on a disk: SIZE as 4k, depth 1 and 5 s unless given; ^C ends it",
+        run_bench,
+    ),
+    command(
+        "log",
+        LOG,
+        "set the log level, or show the kept lines",
+        log_command,
+    ),
+    command(
+        "poweroff",
+        "poweroff",
+        "drain, flush and switch off",
+        power_off,
+    ),
     command("reboot", "reboot", "drain, flush and start anew", reboot),
 ];
 
@@ -119,7 +144,11 @@ fn end(words: &mut Words<'_>, usage: &'static str) -> Result<(), Refusal> {
     }
 }
 
-fn help(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn System) -> Result<Outcome, Refusal> {
+fn help(
+    words: &mut Words<'_>,
+    out: &mut dyn Write,
+    _: &'static dyn System,
+) -> Result<Outcome, Refusal> {
     end(words, "help")?;
     for command in COMMANDS {
         writeln!(out, "  {}", command.usage)?;
@@ -128,7 +157,11 @@ fn help(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn System) -> R
     Ok(Outcome::Done)
 }
 
-fn info(words: &mut Words<'_>, out: &mut dyn Write, system: &'static dyn System) -> Result<Outcome, Refusal> {
+fn info(
+    words: &mut Words<'_>,
+    out: &mut dyn Write,
+    system: &'static dyn System,
+) -> Result<Outcome, Refusal> {
     let subject = words.next().ok_or(Refusal::Usage(INFO))?;
     end(words, INFO)?;
     match subject {
@@ -171,7 +204,11 @@ fn contexts(out: &mut dyn Write) -> fmt::Result {
     Ok(())
 }
 
-fn disk(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn System) -> Result<Outcome, Refusal> {
+fn disk(
+    words: &mut Words<'_>,
+    out: &mut dyn Write,
+    _: &'static dyn System,
+) -> Result<Outcome, Refusal> {
     let name = words.next().ok_or(Refusal::Usage(DISK))?;
     if words.next() != Some("reset") {
         return Err(Refusal::Usage(DISK));
@@ -180,18 +217,28 @@ fn disk(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn System) -> R
     let disk = block::find_disk(name).ok_or(Refusal::Reason("no such disk; see 'info disks'"))?;
     match disk.reset() {
         ResetOutcome::Cleared => writeln!(out, "{}: write error cleared", disk.name())?,
-        ResetOutcome::Started => writeln!(out, "{}: being reset; the log tells the end", disk.name())?,
+        ResetOutcome::Started => {
+            writeln!(out, "{}: being reset; the log tells the end", disk.name())?
+        }
         ResetOutcome::Nothing => writeln!(out, "{}: in order, nothing to do", disk.name())?,
     }
     Ok(Outcome::Done)
 }
 
-fn run_bench(words: &mut Words<'_>, _: &mut dyn Write, system: &'static dyn System) -> Result<Outcome, Refusal> {
+fn run_bench(
+    words: &mut Words<'_>,
+    _: &mut dyn Write,
+    system: &'static dyn System,
+) -> Result<Outcome, Refusal> {
     bench::start(words, system)?;
     Ok(Outcome::Running)
 }
 
-fn log_command(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn System) -> Result<Outcome, Refusal> {
+fn log_command(
+    words: &mut Words<'_>,
+    out: &mut dyn Write,
+    _: &'static dyn System,
+) -> Result<Outcome, Refusal> {
     let Some(word) = words.next() else {
         writeln!(out, "log level: {}", ::log::max_level())?;
         return Ok(Outcome::Done);
@@ -206,13 +253,21 @@ fn log_command(words: &mut Words<'_>, out: &mut dyn Write, _: &'static dyn Syste
     Ok(Outcome::Done)
 }
 
-fn power_off(words: &mut Words<'_>, _: &mut dyn Write, system: &'static dyn System) -> Result<Outcome, Refusal> {
+fn power_off(
+    words: &mut Words<'_>,
+    _: &mut dyn Write,
+    system: &'static dyn System,
+) -> Result<Outcome, Refusal> {
     end(words, "poweroff")?;
     system.shut_down(false);
     Ok(Outcome::Done)
 }
 
-fn reboot(words: &mut Words<'_>, _: &mut dyn Write, system: &'static dyn System) -> Result<Outcome, Refusal> {
+fn reboot(
+    words: &mut Words<'_>,
+    _: &mut dyn Write,
+    system: &'static dyn System,
+) -> Result<Outcome, Refusal> {
     end(words, "reboot")?;
     system.shut_down(true);
     Ok(Outcome::Done)

@@ -29,6 +29,11 @@ const BURST: usize = 4096;
 /// Free output bytes before log text is taken over.
 const LOG_CHUNK: usize = 1024;
 
+/// ^C.
+const INTERRUPT: u8 = 3;
+/// Bytes typed ahead while a command runs; more are dropped.
+const TYPED_BYTES: usize = 256;
+
 /// Where the console's bytes come from and go to. Called on core 0 only, never waits.
 pub trait Port: Sync {
     /// Takes received bytes; 0 when there are none.
@@ -76,6 +81,8 @@ struct State {
     replay: Option<(u64, u64)>,
     /// A command is running in the background: no prompt until it ends.
     busy: bool,
+    /// Typed while a command runs.
+    typed: Deque<u8, TYPED_BYTES>,
 }
 
 static STATE: HomeCell<State> = HomeCell::new(State {
@@ -87,6 +94,7 @@ static STATE: HomeCell<State> = HomeCell::new(State {
     log_position: 0,
     replay: None,
     busy: false,
+    typed: Deque::new(),
 });
 static INPUT: EventNotifier = EventNotifier::new();
 static PORT: Once<&'static dyn Port> = Once::new();
@@ -151,6 +159,8 @@ pub fn finished() {
             state.editor.show(&mut state.output);
         }
     });
+    // What was typed meanwhile.
+    INPUT.set();
     pump();
 }
 
@@ -192,8 +202,25 @@ fn on_input(_: usize) {
     };
     let mut bytes = [0; 64];
     let count = port.read(&mut bytes);
-    for byte in &bytes[..count] {
-        on_byte(*byte, *system);
+    let interrupted = STATE.with(|state| {
+        for byte in &bytes[..count] {
+            // What is typed too far ahead is lost, as on a terminal.
+            let _ = state.typed.push_back(*byte);
+        }
+        let interrupted = state.busy && bytes[..count].contains(&INTERRUPT);
+        if interrupted {
+            state.typed.clear();
+            let _ = state.output.write_str("^C\n");
+        }
+        interrupted
+    });
+    if interrupted {
+        interrupt();
+    }
+    while let Some(line) = next_line() {
+        if commands::run(&line, &mut Text, *system) == Outcome::Done {
+            finished();
+        }
     }
     if count == bytes.len() {
         // There may be more: after the others had their turn.
@@ -202,48 +229,37 @@ fn on_input(_: usize) {
     pump();
 }
 
-fn on_byte(byte: u8, system: &'static dyn System) {
-    // The line is copied out so that no state is borrowed while the command runs.
-    let line: Option<heapless::String<{ super::editor::MAX_LINE }>> = STATE.with(|state| {
-        if state.busy {
-            if byte == 3 {
-                let _ = state.output.write_str("^C\n");
-                state.replay = None;
-                return Some(heapless::String::new());
-            }
-            return None;
-        }
-        match state.editor.feed(byte, &mut state.output) {
-            Event::None => None,
-            Event::Interrupt => {
-                state.editor.show(&mut state.output);
-                None
-            }
-            Event::Line => {
-                let line = heapless::String::try_from(state.editor.line()).unwrap_or_default();
-                state.editor.next();
-                if line.trim().is_empty() {
+/// Ends what runs in the background.
+fn interrupt() {
+    let replaying = STATE.with(|state| state.replay.take().is_some());
+    // A bench ends itself, with a report.
+    if replaying || !bench::interrupt() {
+        finished();
+    }
+}
+
+/// The next whole line that was typed, copied out so that no state is borrowed while its command runs. From then on the
+/// console is busy.
+fn next_line() -> Option<heapless::String<{ super::editor::MAX_LINE }>> {
+    STATE.with(|state| {
+        while !state.busy {
+            let byte = state.typed.pop_front()?;
+            match state.editor.feed(byte, &mut state.output) {
+                Event::None => {}
+                Event::Interrupt => state.editor.show(&mut state.output),
+                Event::Line => {
+                    let line = heapless::String::try_from(state.editor.line()).unwrap_or_default();
+                    state.editor.next();
+                    if !line.trim().is_empty() {
+                        state.busy = true;
+                        return Some(line);
+                    }
                     state.editor.show(&mut state.output);
-                    return None;
                 }
-                state.busy = true;
-                Some(line)
             }
         }
-    });
-    let Some(line) = line else { return };
-    if line.is_empty() {
-        // What runs in the background ends itself, with a report; a replay has just been ended.
-        if !bench::interrupt() {
-            finished();
-        }
-        return;
-    }
-    let mut text = Text;
-    match commands::run(&line, &mut text, system) {
-        Outcome::Done => finished(),
-        Outcome::Running => {}
-    }
+        None
+    })
 }
 
 /// Output of a running command: borrows the state for one piece of text at a time.
@@ -269,6 +285,7 @@ fn take_log(state: &mut State) -> bool {
             state.replay = None;
             state.busy = false;
             state.editor.show(&mut state.output);
+            INPUT.set();
         } else {
             state.replay = Some((start + count as u64, end));
         }
@@ -279,7 +296,10 @@ fn take_log(state: &mut State) -> bool {
     }
     let (count, start) = log::read(state.log_position, &mut chunk);
     // Only whole lines; a line is shorter than the chunk.
-    let count = chunk[..count].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let count = chunk[..count]
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
     if count == 0 {
         return false;
     }
@@ -287,7 +307,11 @@ fn take_log(state: &mut State) -> bool {
         state.editor.hide(&mut state.output);
     }
     if start > state.log_position {
-        let _ = writeln!(state.output, "... {} bytes of log not shown", start - state.log_position);
+        let _ = writeln!(
+            state.output,
+            "... {} bytes of log not shown",
+            start - state.log_position
+        );
     }
     put(state, &chunk[..count]);
     state.log_position = start + count as u64;

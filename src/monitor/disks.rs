@@ -28,10 +28,18 @@ pub(super) fn list(out: &mut dyn Write) -> fmt::Result {
             out,
             "{:<4} {:<20} {:>10} {:<11} {:<13} {:>6} {:>4} {:>9} {:>9} {:>8} {:>9} {:>9} {:>6} {:>6} ",
             view.name,
-            if view.serial.is_empty() { "-" } else { &view.serial },
+            if view.serial.is_empty() {
+                "-"
+            } else {
+                &view.serial
+            },
             Size(view.info.size),
             view.state.name(),
-            if view.info.read_only { "read-only" } else { view.mode },
+            if view.info.read_only {
+                "read-only"
+            } else {
+                view.mode
+            },
             view.queues,
             view.home,
             count(Operation::Read),
@@ -50,7 +58,12 @@ pub(super) fn list(out: &mut dyn Write) -> fmt::Result {
             write!(out, "     errors:")?;
             for operation in Operation::ALL {
                 if totals.errors[operation.index()] > 0 {
-                    write!(out, " {} {}", operation.name(), totals.errors[operation.index()])?;
+                    write!(
+                        out,
+                        " {} {}",
+                        operation.name(),
+                        totals.errors[operation.index()]
+                    )?;
                 }
             }
             match view.last_error {
@@ -70,12 +83,25 @@ pub(super) fn drain(out: &mut dyn Write) -> fmt::Result {
         sections += 1;
         if result.is_ok() {
             result = match state {
-                DrainState::Quiet => writeln!(out, "{}: drained (depth {depth}) for {age} s", backend.name()),
+                DrainState::Quiet => writeln!(
+                    out,
+                    "{}: drained (depth {depth}) for {age} s",
+                    backend.name()
+                ),
                 DrainState::Listener => {
-                    writeln!(out, "{}: draining for {age} s, waits for {}", backend.name(), backend.user())
+                    writeln!(
+                        out,
+                        "{}: draining for {age} s, waits for {}",
+                        backend.name(),
+                        backend.user()
+                    )
                 }
                 DrainState::Core(core) => {
-                    writeln!(out, "{}: draining for {age} s, waits for core {core}", backend.name())
+                    writeln!(
+                        out,
+                        "{}: draining for {age} s, waits for core {core}",
+                        backend.name()
+                    )
                 }
             };
         }
@@ -99,7 +125,9 @@ pub fn in_flight(out: &mut dyn Write, age_s: u32) -> fmt::Result {
         if count > MAX_LISTED || result.is_err() {
             return;
         }
-        let backend = block::backend(view.backend).map(|backend| backend.name()).unwrap_or_default();
+        let backend = block::backend(view.backend)
+            .map(|backend| backend.name())
+            .unwrap_or_default();
         result = write!(
             out,
             "  {} at {} of {backend} from core {}, {} s",

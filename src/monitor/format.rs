@@ -15,7 +15,11 @@ impl fmt::Display for Size {
         }
         let shift = 10 * unit as u32;
         let whole = self.0 >> shift;
-        let tenth = if unit == 0 { 0 } else { ((self.0 >> (shift - 10)) & 1023) * 10 / 1024 };
+        let tenth = if unit == 0 {
+            0
+        } else {
+            ((self.0 >> (shift - 10)) & 1023) * 10 / 1024
+        };
         let mut text: heapless::String<24> = heapless::String::new();
         use fmt::Write;
         // 24 bytes hold every u64.

@@ -56,7 +56,14 @@ mod tests {
         let mut btrfs = std::vec![0u8; HEAD_BYTES];
         btrfs[0x10040..0x10048].copy_from_slice(b"_BHRfS_M");
         assert_eq!(find(&btrfs), Some("a btrfs file system"));
-        assert_eq!(find_in_last_block(b"EFI PART...."), Some("a GPT partition table (backup)"));
-        assert!(KNOWN.iter().all(|(offset, magic, _)| offset + magic.len() <= HEAD_BYTES));
+        assert_eq!(
+            find_in_last_block(b"EFI PART...."),
+            Some("a GPT partition table (backup)")
+        );
+        assert!(
+            KNOWN
+                .iter()
+                .all(|(offset, magic, _)| offset + magic.len() <= HEAD_BYTES)
+        );
     }
 }
