@@ -68,7 +68,7 @@ impl AioContext {
         progress |= self.run_handlers(waited);
         progress |= self.run_timers();
         self.run_hooks();
-        self.lock.release();
+        self.lock.release_unmeasured();
         progress
     }
 
@@ -214,7 +214,7 @@ impl AioContext {
 
     /// The real wait, with one level of the lock given back.
     fn sleep(&self, deadline: u64) {
-        self.lock.release();
+        self.lock.release_unmeasured();
         let irq = arch::irq_mask();
         // Only this core writes it, so a plain store does (NFY-11).
         self.notify_me.store(

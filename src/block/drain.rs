@@ -25,7 +25,7 @@ use super::{BlockError, core_state, token, watch};
 use crate::aio::{self, BottomHalf, Callback};
 use crate::arch::{self, CoreId};
 use crate::config::{BACKENDS, MAX_CORES};
-use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock, held_levels};
+use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock, caller_levels};
 
 /// Callers that can wait for one backend's section at once.
 const WAITERS: usize = 8;
@@ -292,7 +292,7 @@ impl Backend {
     /// `Busy` while this core holds a context lock; `Invalid` off the main loop; `NoMemory` when too many wait already. On
     /// an error no section has begun.
     pub fn drain_begin(&'static self, done: Callback) -> Result<(), BlockError> {
-        if held_levels() != 0 {
+        if caller_levels() != 0 {
             return Err(BlockError::Busy);
         }
         self.begin(Some(done))
@@ -388,7 +388,7 @@ impl Drop for DrainGuard {
 /// # Errors
 /// As [`Backend::drain_begin`].
 pub fn drain_all_begin(done: Callback) -> Result<(), BlockError> {
-    if held_levels() != 0 {
+    if caller_levels() != 0 {
         return Err(BlockError::Busy);
     }
     if arch::current_core() != Some(0) {

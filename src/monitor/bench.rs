@@ -75,7 +75,10 @@ pub(super) fn start(words: &mut Words<'_>, system: &'static dyn System) -> Resul
     }
     let job = parse(words, system)?;
     let backend = Backend::create("bench", "bench", job.node)
-        .map_err(|_| Refusal::Reason("no backend for the bench: the last one may not be over"))?;
+        .map_err(|error| {
+            log::warn!("bench: no backend: {error}");
+            Refusal::Reason("no backend for the bench: the last one may not be over")
+        })?;
     let look = job.look;
     STATE.with(|state| {
         state.job = Some(job);

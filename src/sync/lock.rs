@@ -36,6 +36,17 @@ const NOBODY: usize = 0;
 static HELD: CoreArray<AtomicU32> =
     CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
 
+/// Of these, the levels that the event loop took for itself while it dispatches.
+static LOOPS: CoreArray<AtomicU32> =
+    CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
+
+/// How many levels of context locks callers on the current core hold, beside those of the event loops that run there:
+/// what a callback took, or whoever called `poll` from outside.
+#[inline]
+pub fn caller_levels() -> u32 {
+    LOOPS.mine().map_or(0, |loops| held_levels() - loops.load(Ordering::Relaxed))
+}
+
 /// How many levels of context locks the current core holds, over all contexts.
 #[inline]
 pub fn held_levels() -> u32 {
@@ -99,6 +110,16 @@ impl ContextLock {
         if self.enter(core) {
             self.since_ns.store(0, Ordering::Relaxed);
         }
+        let loops = LOOPS.get(core);
+        loops.store(loops.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Gives back what [`acquire_unmeasured`](Self::acquire_unmeasured) took.
+    #[inline]
+    pub(crate) fn release_unmeasured(&self) {
+        let loops = LOOPS.get(self.caller());
+        loops.store(loops.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        self.release();
     }
 
     /// Takes one level if nobody else holds or waits for the lock.

@@ -27,6 +27,6 @@ pub use home_cell::HomeCell;
 pub use index_stack::IndexStack;
 pub use irq_lock::{IrqLock, IrqLockGuard};
 pub(crate) use lock::held_levels_of;
-pub use lock::{ContextLock, held_levels};
+pub use lock::{ContextLock, caller_levels, held_levels};
 pub use pool::{Pool, PoolBox};
 pub use static_ref::StaticRef;
