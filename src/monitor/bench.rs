@@ -266,19 +266,18 @@ fn give_up(why: &str) {
     end();
 }
 
-/// Lets everything go.
+/// Lets everything go; the command ends when the backend is gone.
 fn end() {
     let backend = STATE.with(|state| {
         state.job = None;
         state.backend.take()
     });
+    let Some(backend) = backend else { return console::finished() };
     // The last request's token is dropped after its completion: a drain waits for it.
-    if let Some(backend) = backend
-        && let Err(error) = backend.drain_begin(Callback::new(&delete, backend.index()))
-    {
+    if let Err(error) = backend.drain_begin(Callback::new(&delete, backend.index())) {
         log::warn!("bench: backend not drained: {error}");
+        console::finished();
     }
-    console::finished();
 }
 
 fn delete(index: usize) {
@@ -287,6 +286,7 @@ fn delete(index: usize) {
     {
         log::warn!("bench: backend not deleted: {error}");
     }
+    console::finished();
 }
 
 fn run() {
