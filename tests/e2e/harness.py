@@ -286,5 +286,19 @@ class StandIn:
         self.kill()
 
 
+class Engine(StandIn):
+    """The same engine as a Linux process (tests/engine): IRONTHREAD_STANDIN=engine. Plain image files only."""
+
+    def start(self, **_):
+        binary = TARGET_DIR / "release/ironthread-engine"
+        words = [binary, "--quiet", "--cores", "2", "--listen", f"127.0.0.1:{self.port}"]
+        for number, disk in enumerate(self.disks):
+            check(disk.path, "the engine serves plain files only")
+            words += ["--file", f"vd{number}:{disk.path}{':ro' if disk.readonly else ''}"]
+        self.process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE)
+        check(b"ready" in self.process.stdout.readline(), "the engine does not start")
+        return self
+
+
 if STANDIN:
-    Machine = StandIn
+    Machine = Engine if os.environ["IRONTHREAD_STANDIN"] == "engine" else StandIn
