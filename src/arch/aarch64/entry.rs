@@ -35,7 +35,7 @@ pub(super) const LOOP_TOP: usize = GUARD_BYTES + LOOP_STACK_BYTES;
 pub(super) const EXCEPTION_TOP: usize = LOOP_TOP + GUARD_BYTES + EXCEPTION_STACK_BYTES;
 pub(super) const EMERGENCY_TOP: usize = EXCEPTION_TOP + GUARD_BYTES + EMERGENCY_STACK_BYTES;
 
-// In a section of their own: not cleared, not in the file. Only `sp` points into them.
+// In a section of their own behind `.bss`, cleared with it: what is not zero has been used.
 global_asm!(
     r#"
     .pushsection .stacks, "aw", %nobits
@@ -56,6 +56,39 @@ unsafe extern "C" {
 /// Address of the stacks of `core`.
 pub(super) fn stacks_of(core: CoreId) -> usize {
     (&raw const STACKS).addr() + core * EMERGENCY_TOP
+}
+
+/// Bytes of a stack that were ever used, of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackUse {
+    /// The deepest it went, in bytes.
+    pub high_water: usize,
+    /// Its size in bytes.
+    pub size: usize,
+}
+
+/// How deep the stacks of `core` ever were: its loop's and that of its interrupt handlers. Reads them whole; for a
+/// person who asks, not for a loop.
+pub fn stack_use(core: CoreId) -> [StackUse; 2] {
+    [(0, LOOP_STACK_BYTES), (LOOP_TOP, EXCEPTION_STACK_BYTES)].map(|(guard, size)| {
+        if core >= MAX_CORES {
+            return StackUse {
+                high_water: 0,
+                size,
+            };
+        }
+        let bottom =
+            core::ptr::with_exposed_provenance::<u64>(stacks_of(core) + guard + GUARD_BYTES);
+        // SAFETY: the words of a stack, which is always mapped. Its core may write them meanwhile: volatile, and any
+        // value will do.
+        let unused = (0..size / 8)
+            .take_while(|&index| unsafe { bottom.add(index).read_volatile() } == 0)
+            .count();
+        StackUse {
+            high_water: size - unused * 8,
+            size,
+        }
+    })
 }
 
 /// MAIR_EL1: attribute 0 is Device-nGnRE, 1 is normal memory, write-back, allocating.
@@ -85,9 +118,9 @@ ironthread_entry:
     ldr     x9, =__image_end        // less memory than the image needs: found out here, not later
     str     xzr, [x9, #-16]
 
-    // Clear .bss before there is a stack in it or Rust looks at it.
+    // Clear .bss and the stacks before there is a stack in use or Rust looks at them.
     ldr     x0, =__bss_start
-    ldr     x1, =__bss_end
+    ldr     x1, =__stacks_end
     mrs     x2, dczid_el0
     tbnz    x2, #4, 2f
     and     x2, x2, #15

@@ -38,7 +38,7 @@ pub use cpu::{
     irq_masked, irq_restore, kick, kicks, own_affinity, relax, wait,
 };
 pub use device_tree::tree_at;
-pub use entry::start_level;
+pub use entry::{StackUse, stack_use, start_level};
 pub use gic::{GicAddresses, GicError, start_gic, start_gic_core};
 pub use interrupts::{InterruptError, Trigger, register_interrupt, route_interrupt};
 pub use memory::{MapError, Range, image, map_memory};

@@ -6,7 +6,9 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use ironthread::aio::{self, AioContext, BottomHalf, Callback, EventNotifier, Timer};
-use ironthread::arch::aarch64::{Trigger, counters, register_interrupt, route_interrupt};
+use ironthread::arch::aarch64::{
+    Trigger, counters, register_interrupt, route_interrupt, stack_use,
+};
 use ironthread::arch::{self, CoreId, mmio};
 use ironthread::config::MAX_CORES;
 use ironthread_target_tests::{entry, pass, say, start, start_cores};
@@ -61,8 +63,8 @@ fn hop(core: usize) {
 }
 
 fn ring() {
-    for core in 0..arch::cores() {
-        RING[core].call_once(|| bottom_half(aio::context(core), "hop", Callback::new(&hop, core)));
+    for (core, slot) in RING.iter().enumerate().take(arch::cores()) {
+        slot.call_once(|| bottom_half(aio::context(core), "hop", Callback::new(&hop, core)));
     }
     let begin = arch::now_ns();
     if let Some(first) = RING[0].get() {
@@ -294,6 +296,14 @@ fn main(tree: usize) -> ! {
     });
     for core in 0..arch::cores() {
         say!("core {core}: {:?}", counters(core));
+        let stacks = stack_use(core);
+        assert!(
+            stacks
+                .iter()
+                .all(|stack| stack.high_water > 0 && stack.high_water < stack.size),
+            "{stacks:?}"
+        );
+        say!("core {core}: {stacks:?}");
     }
     pass()
 }
