@@ -373,11 +373,10 @@ impl Bench {
         let mut moved = false;
         if !wire.over && (woken || wire.moved || due) {
             wire.moved = false;
-            let before = wire.to_server.len();
+            // It may have submitted something: the context has to be polled again.
+            moved = true;
             if !wire.closed && !wire.aborted && !wire.reset {
                 wire.deadline = server.step(slot, &mut wire, now());
-                moved |= wire.to_server.len() != before
-                    || wire.deadline.is_some_and(|deadline| deadline <= now());
             }
         }
         if wire.pump() {
