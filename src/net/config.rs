@@ -93,19 +93,21 @@ impl FromStr for IpConfig {
     }
 }
 
-/// Who may connect; an empty list lets everyone in.
+/// Who may connect: everyone, or the addresses of these ranges (of none: nobody).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowList(pub Vec<Cidr, MAX_ALLOWED>);
+pub struct AllowList(pub Option<Vec<Cidr, MAX_ALLOWED>>);
 
 impl AllowList {
     /// Everyone.
     pub const fn everyone() -> Self {
-        Self(Vec::new())
+        Self(None)
     }
 
     /// Whether a peer at `address` may connect.
     pub fn admits(&self, address: Ipv4Addr) -> bool {
-        self.0.is_empty() || self.0.iter().any(|range| range.contains(address))
+        self.0
+            .as_ref()
+            .is_none_or(|ranges| ranges.iter().any(|range| range.contains(address)))
     }
 }
 
@@ -116,7 +118,7 @@ impl FromStr for AllowList {
         for range in text.split(',') {
             list.push(range.parse()?).map_err(|_| ())?;
         }
-        Ok(Self(list))
+        Ok(Self(Some(list)))
     }
 }
 
@@ -197,6 +199,7 @@ mod tests {
         assert!(list.admits(Ipv4Addr::new(10, 9, 9, 9)));
         assert!(list.admits(Ipv4Addr::new(192, 168, 1, 7)));
         assert!(!list.admits(Ipv4Addr::new(192, 168, 1, 8)));
+        assert!(!AllowList(Some(Vec::new())).admits(Ipv4Addr::new(10, 0, 0, 1)));
         assert!(AllowList::everyone().admits(Ipv4Addr::new(8, 8, 8, 8)));
         assert!("10.0.0.0/8,,".parse::<AllowList>().is_err());
     }

@@ -155,7 +155,14 @@ pub trait NetDevice: Sync {
     /// Asks for an interrupt at the next frame. True: one is there already and none may come for it, so take it first.
     fn rearm(&self) -> bool;
 
-    /// Looks at link and health, after the notifier was set.
+    /// The loop begins to poll with [`NetDevice::pending`] instead of waiting for interrupts, or ends that and asks once
+    /// more afterwards.
+    fn set_polling(&self, polling: bool);
+
+    /// Whether link or health may have changed since [`NetDevice::state`]: a plain load.
+    fn changed(&self) -> bool;
+
+    /// Looks at link and health.
     fn state(&self) -> CardState;
 
     /// After [`CardState::Failed`]: sets the device up again, all frames in flight forgotten.

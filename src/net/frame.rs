@@ -69,7 +69,11 @@ fn transport(frame: &[u8]) -> Option<(usize, usize, u8)> {
     if header >> 4 != 4 || length < 20 || total < length || end > frame.len() || fragment != 0 {
         return None;
     }
-    Some((ETHERNET_HEADER + length, end, *frame.get(ETHERNET_HEADER + 9)?))
+    Some((
+        ETHERNET_HEADER + length,
+        end,
+        *frame.get(ETHERNET_HEADER + 9)?,
+    ))
 }
 
 fn address(frame: &[u8], at: usize) -> Option<Ipv4Addr> {
@@ -88,7 +92,9 @@ pub fn classify(frame: &[u8]) -> Kind {
     }
     match transport(frame) {
         None => Kind::Other,
-        Some((start, end, PROTOCOL_TCP)) => segment(frame, start, end).map_or(Kind::Other, Kind::Tcp),
+        Some((start, end, PROTOCOL_TCP)) => {
+            segment(frame, start, end).map_or(Kind::Other, Kind::Tcp)
+        }
         Some(_) => Kind::Ip,
     }
 }
@@ -116,14 +122,21 @@ pub fn check_received(frame: &mut [u8], known: ReceiveChecksum) -> bool {
     if frame.get(12..14) != Some(&ETHERTYPE_IPV4) {
         return true;
     }
-    let Some((start, end, protocol)) = transport(frame) else { return true };
+    let Some((start, end, protocol)) = transport(frame) else {
+        return true;
+    };
     match (known, protocol) {
         (ReceiveChecksum::Valid | ReceiveChecksum::Partial { .. }, PROTOCOL_TCP) => true,
         (ReceiveChecksum::Unknown, PROTOCOL_TCP) => {
-            let total = checksum::add(pseudo(frame, protocol, end - start), checksum::sum(&frame[start..end]));
+            let total = checksum::add(
+                pseudo(frame, protocol, end - start),
+                checksum::sum(&frame[start..end]),
+            );
             total == u16::MAX
         }
-        (ReceiveChecksum::Partial { start, offset }, PROTOCOL_UDP) => complete(frame, start, offset, end),
+        (ReceiveChecksum::Partial { start, offset }, PROTOCOL_UDP) => {
+            complete(frame, start, offset, end)
+        }
         _ => true,
     }
 }
@@ -200,7 +213,10 @@ mod tests {
     fn sums_in_software_verify() {
         for length in [0, 1, 7, 1460] {
             let mut frame = tcp_frame(&std::vec![0xa5; length]);
-            assert_eq!(finish_transmit(&mut frame, false, None), TransmitOffload::default());
+            assert_eq!(
+                finish_transmit(&mut frame, false, None),
+                TransmitOffload::default()
+            );
             assert!(check_received(&mut frame, ReceiveChecksum::Unknown));
             frame[40] ^= 1;
             assert!(!check_received(&mut frame, ReceiveChecksum::Unknown));
@@ -214,7 +230,13 @@ mod tests {
         let mut by_card = by_us.clone();
         finish_transmit(&mut by_us, false, None);
         let offload = finish_transmit(&mut by_card, true, Some(1460));
-        assert_eq!(offload, TransmitOffload { checksum: Some((34, 16)), segment: Some((1460, 54)) });
+        assert_eq!(
+            offload,
+            TransmitOffload {
+                checksum: Some((34, 16)),
+                segment: Some((1460, 54))
+            }
+        );
         assert!(complete(&mut by_card, 34, 16, by_us.len()));
         assert_eq!(by_us, by_card);
     }
@@ -222,8 +244,18 @@ mod tests {
     #[test]
     fn classifies() {
         let frame = tcp_frame(&[9; 5]);
-        let Kind::Tcp(segment) = classify(&frame) else { panic!() };
-        assert_eq!((segment.remote_port, segment.local_port, segment.length, segment.sequence), (0x1234, 10809, 5, 7));
+        let Kind::Tcp(segment) = classify(&frame) else {
+            panic!()
+        };
+        assert_eq!(
+            (
+                segment.remote_port,
+                segment.local_port,
+                segment.length,
+                segment.sequence
+            ),
+            (0x1234, 10809, 5, 7)
+        );
         assert_eq!(segment.remote, Ipv4Addr::new(10, 0, 0, 1));
         for cut in 0..frame.len() {
             assert!(!matches!(classify(&frame[..cut]), Kind::Tcp(_)), "{cut}");
@@ -238,7 +270,10 @@ mod tests {
         let mut frame = tcp_frame(&[]);
         frame[23] = PROTOCOL_UDP;
         for (start, offset) in [(0, 0), (34, 60), (54, 0), (u16::MAX, u16::MAX)] {
-            assert!(!check_received(&mut frame, ReceiveChecksum::Partial { start, offset }));
+            assert!(!check_received(
+                &mut frame,
+                ReceiveChecksum::Partial { start, offset }
+            ));
         }
     }
 }

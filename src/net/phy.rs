@@ -23,7 +23,13 @@ pub struct Phy {
 impl Phy {
     /// Over an attached card.
     pub fn new(card: &'static dyn NetDevice) -> Self {
-        Self { card, info: card.info(), incoming: None, exhausted: false, sent: 0 }
+        Self {
+            card,
+            info: card.info(),
+            incoming: None,
+            exhausted: false,
+            sent: 0,
+        }
     }
 
     /// What the card is.
@@ -48,12 +54,22 @@ impl Phy {
         self.incoming.take()
     }
 
+    /// Forgets the frame of a card that was reset; its buffer belongs to the card again.
+    pub fn forget(&mut self) {
+        self.incoming = None;
+        self.exhausted = false;
+    }
+
     fn reserve(&mut self) -> Option<Transmit<'_>> {
         let Some(frame) = self.card.reserve() else {
             self.exhausted = true;
             return None;
         };
-        Some(Transmit { phy: self, frame: Some(frame), segment: None })
+        Some(Transmit {
+            phy: self,
+            frame: Some(frame),
+            segment: None,
+        })
     }
 }
 
@@ -71,7 +87,17 @@ impl Device for Phy {
         };
         let frame = self.incoming.take()?;
         let card = self.card;
-        Some((Receive { card, frame: Some(frame) }, Transmit { phy: self, frame: Some(reply), segment: None }))
+        Some((
+            Receive {
+                card,
+                frame: Some(frame),
+            },
+            Transmit {
+                phy: self,
+                frame: Some(reply),
+                segment: None,
+            },
+        ))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Transmit<'_>> {

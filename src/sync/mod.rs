@@ -7,12 +7,14 @@
 //! | [`HomeCell`] | its home core | never |
 //! | [`Pool`], [`PoolBox`] | the owner of the record | never |
 //! | [`PageArena`], [`Buffer`] | the owner of the pages | never |
+//! | [`Claim`] | whoever took it first, for ever | never |
 //! | [`CoreArray`] | one cache line a core | never |
 //!
 //! Everything is `const`-constructible and starts as zeros where it is large, so that statics live in `.bss`.
 pub mod atomic;
 
 mod arena;
+mod claim;
 mod core_array;
 mod home_cell;
 mod index_stack;
@@ -22,6 +24,7 @@ mod pool;
 mod static_ref;
 
 pub use arena::{Buffer, BufferOwner, PAGE_SIZE, PageArena};
+pub use claim::Claim;
 pub use core_array::{CachePadded, CoreArray};
 pub use home_cell::HomeCell;
 pub use index_stack::IndexStack;

@@ -7,6 +7,7 @@
 //! | [`mmio`] | the same over virtio-MMIO, legacy and modern |
 //! | [`probe`] | from slot addresses to a list of devices |
 //! | [`queue`] | the split virtqueue |
+//! | [`net`] | network card: frames on two queues |
 //! | [`layout`] | where the parts of a virtqueue lie in memory |
 //!
 //! `unsafe` is needed here because a ring is memory that someone else writes too.
@@ -14,6 +15,7 @@
 pub mod dma;
 pub mod layout;
 pub mod mmio;
+pub mod net;
 pub mod probe;
 pub mod queue;
 mod queue_types;
