@@ -21,7 +21,7 @@ use super::{clock, cpu, memory, power};
 use crate::arch::CoreId;
 use crate::config::MAX_CORES;
 
-/// Unmapped page below each stack.
+/// Unmapped page below each stack. One is enough: the compiler touches every page of a large frame in turn.
 pub(super) const GUARD_BYTES: usize = 4096;
 /// Stack of a core's loop (SP_EL0).
 pub(super) const LOOP_STACK_BYTES: usize = 64 * 1024;

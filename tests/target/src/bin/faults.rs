@@ -27,6 +27,18 @@ fn overflow(depth: usize) -> usize {
     }
 }
 
+/// The same with a frame of several pages, which must not step over the guard.
+#[inline(never)]
+fn overflow_wide(depth: usize) -> usize {
+    let mut room = [depth; 2048];
+    black_box(&mut room[1]);
+    if black_box(depth) == usize::MAX {
+        0
+    } else {
+        overflow_wide(depth + 1) + room[depth % 2048]
+    }
+}
+
 /// A value that cannot be printed.
 struct Unprintable;
 
@@ -80,6 +92,7 @@ const CASES: &[&str] = &[
     "undefined",
     "svc",
     "overflow-0",
+    "overflow-wide",
     "overflow-1",
     "panic-0",
     "panic-1",
@@ -121,6 +134,7 @@ fn main(tree: usize) -> ! {
         "undefined" => unsafe { asm!("udf #7") },
         // SAFETY: not safe: there is nobody to answer it.
         "svc" => unsafe { asm!("svc #3") },
+        "overflow-wide" => say!("{}", overflow_wide(0)),
         "overflow-0" => say!("{}", overflow(0)),
         "panic-0" | "hook-panics" => panic!("on purpose"),
         "panic-twice" => panic!("{Unprintable}"),
