@@ -9,4 +9,6 @@
 pub mod nbd;
 pub mod table;
 
-pub use table::{Export, ExportError, ExportId, RemoveMode, add, export_count, for_each, remove};
+pub use table::{
+    Export, ExportError, ExportId, RemoveMode, add, exists, export_count, for_each, remove,
+};
