@@ -42,6 +42,9 @@ pub struct Descriptor {
 #[derive(Clone, Copy, Debug)]
 pub struct Ring {
     base: NonNull<u8>,
+    /// Offsets of the available and the used ring, worked out once.
+    available: u32,
+    used: u32,
     depth: u16,
 }
 
@@ -63,7 +66,12 @@ impl Ring {
     /// `base` is page-aligned and points to `bytes(depth)` bytes that stay valid for ever and that nobody but
     /// the users of this ring and the device touches; `depth` is a power of two, at most [`MAX_DEPTH`].
     pub unsafe fn new(base: NonNull<u8>, depth: u16) -> Self {
-        Self { base, depth }
+        Self {
+            base,
+            available: 16 * u32::from(depth),
+            used: Self::used_offset(depth) as u32,
+            depth,
+        }
     }
 
     /// Number of entries.
@@ -113,12 +121,12 @@ impl Ring {
 
     #[inline(always)]
     fn available(&self) -> usize {
-        16 * usize::from(self.depth)
+        self.available as usize
     }
 
     #[inline(always)]
     fn used(&self) -> usize {
-        Self::used_offset(self.depth)
+        self.used as usize
     }
 
     /// The driver's flags.

@@ -13,10 +13,11 @@
 //! `unsafe` is needed here because a ring is memory that someone else writes too.
 
 pub mod dma;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod layout;
 pub mod mmio;
 pub mod net;
 pub mod probe;
 pub mod queue;
-mod queue_types;
 pub mod transport;
