@@ -62,14 +62,13 @@ pub const RING_SIZE: usize = 256;
 
 /// Bytes that rings, indirect tables and request headers are carved from.
 ///
-/// A block queue of 256 entries takes 80 KiB of tables and headers, 20 KiB of rings (two, used in turn across
-/// resets) and 4 KiB of book-keeping: about 104 KiB. A network card takes about 60 KiB. The default serves one card
-/// and 25 disks at that depth with one queue each; the small profile one card and 4 disks. Depths are
-/// halved where more devices share it.
+/// A block queue of 256 entries takes 72 KiB of indirect tables, 16 KiB of headers, 24 KiB of rings (two, used in turn
+/// across resets) and 8 KiB of book-keeping: 120 KiB. 160 KiB are for network cards. The default serves 25 disks of one
+/// queue, or 6 of four, at that depth; the small profile 3 of one. Where there are more, queues are shallower.
 pub const DMA_BYTES: usize = if cfg!(feature = "small") {
-    512 * 1024
+    520 * 1024
 } else {
-    2816 * 1024
+    3160 * 1024
 };
 
 /// Exports, those that wait for their last session included.

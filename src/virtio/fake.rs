@@ -100,6 +100,8 @@ pub struct State {
     queues: Vec<Queue>,
     /// Rings as they were before the last reset, for late writes.
     pub old_rings: Vec<Ring>,
+    /// Once, right after the driver has acknowledged an interrupt.
+    pub after_ack: Option<fn(&mut State)>,
     /// Status values written, in order.
     pub status_log: Vec<u32>,
 }
@@ -141,6 +143,7 @@ impl FakeDevice {
                 })
                 .collect(),
             old_rings: Vec::new(),
+            after_ack: None,
             status_log: Vec::new(),
         };
         std::boxed::Box::leak(std::boxed::Box::new(Self {
@@ -227,7 +230,8 @@ impl State {
         self.accepted & feature::EVENT_INDEX != 0
     }
 
-    fn raise(&mut self, bit: u32) {
+    /// Raises an interrupt bit.
+    pub fn raise(&mut self, bit: u32) {
         if self.interrupt == 0 {
             self.interrupts += 1;
         }
@@ -476,6 +480,10 @@ impl Transport for FakeDevice {
     }
 
     fn interrupt_ack(&self, bits: u32) {
-        self.state().interrupt &= !bits;
+        let mut state = self.state();
+        state.interrupt &= !bits;
+        if let Some(after) = state.after_ack.take() {
+            after(&mut state);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! InterruptStatus, InterruptACK and the read of Status go through the three-register block below, without a
 //! lock, from every core; nothing else in the firmware touches those registers (Status is only read here).
 use super::transport::{QueueAddresses, Transport};
+use crate::arch::mmio::MmioRegion;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use safe_mmio::fields::{ReadPure, WriteOnly};
@@ -47,7 +48,7 @@ struct Registers {
 impl Registers {
     #[inline(always)]
     fn read(&self, offset: usize) -> u32 {
-        // SAFETY: `Mmio::new` was promised a mapped slot; `offset` is one of the four-byte registers above, and
+        // SAFETY: `Mmio::new` got the claim on a slot; `offset` is one of the four-byte registers above, and
         // reading it has no side effect.
         let pointer = unsafe {
             let register = self.base.add(offset).cast::<ReadPure<u32>>();
@@ -66,23 +67,21 @@ impl Registers {
     }
 }
 
-/// Looks what is in the slot at `base`; `None` if it is no virtio-MMIO slot of a version that we know.
-///
-/// # Safety
-/// `base` is the address of [`MIN_SLOT`] bytes that are mapped as device memory.
-pub unsafe fn identify(base: NonNull<u8>) -> Option<Identity> {
-    let registers = Registers { base };
-    if registers.read(offset::MAGIC) != MAGIC {
-        return None;
+impl Registers {
+    /// What is in the slot; `None` if it is no virtio-MMIO slot of a version that we know.
+    fn identify(&self) -> Option<Identity> {
+        if self.read(offset::MAGIC) != MAGIC {
+            return None;
+        }
+        let version = self.read(offset::VERSION);
+        if !(1..=2).contains(&version) {
+            return None;
+        }
+        Some(Identity {
+            version,
+            device_type: self.read(offset::DEVICE),
+        })
     }
-    let version = registers.read(offset::VERSION);
-    if !(1..=2).contains(&version) {
-        return None;
-    }
-    Some(Identity {
-        version,
-        device_type: registers.read(offset::DEVICE),
-    })
 }
 
 /// One virtio-MMIO device.
@@ -99,24 +98,23 @@ unsafe impl Send for Mmio {}
 unsafe impl Sync for Mmio {}
 
 impl Mmio {
-    /// The device in the slot of `bytes` bytes at `base`; `None` if there is none, or of no known type.
-    ///
-    /// # Safety
-    /// The slot is mapped as device memory for ever, and this is its only `Mmio`.
-    pub unsafe fn new(base: NonNull<u8>, bytes: usize) -> Option<Self> {
+    /// The device in a slot; `None` if there is none, or of no known type.
+    pub fn new(slot: MmioRegion) -> Option<Self> {
+        let (base, bytes) = (slot.base(), slot.size());
         if bytes < MIN_SLOT || !(base.as_ptr() as usize).is_multiple_of(4) {
             return None;
         }
-        // SAFETY: promised by the caller, and large enough.
-        let identity = unsafe { identify(base) }?;
+        let registers = Registers { base };
+        let identity = registers.identify()?;
         if identity.device_type == 0 {
             return None;
         }
-        // SAFETY: as promised by the caller; the four registers that `Registers` reaches are not used through it
+        // SAFETY: the claim promises device memory for ever without another user; it is large enough and aligned. The
+        // four registers that `Registers` reaches are not used through it
         // (Status is: its accesses are single-copy atomic, and ours only read it).
         let transport = unsafe { MmioTransport::new(base.cast::<VirtIOHeader>(), bytes) }.ok()?;
         Some(Self {
-            registers: Registers { base },
+            registers,
             identity,
             control: spin::Mutex::new(ManuallyDrop::new(transport)),
         })

@@ -8,10 +8,12 @@
 //! | [`probe`] | from slot addresses to a list of devices |
 //! | [`queue`] | the split virtqueue |
 //! | [`net`] | network card: frames on two queues |
+//! | [`blk`] | virtio-blk |
 //! | [`layout`] | where the parts of a virtqueue lie in memory |
 //!
 //! `unsafe` is needed here because a ring is memory that someone else writes too.
 
+pub mod blk;
 pub mod dma;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -97,6 +97,12 @@ pub enum SetupError {
     BadConfiguration,
     /// The device said NEEDS_RESET during set-up.
     NeedsReset,
+    /// The device does not answer its first request.
+    NoAnswer,
+    /// As many devices of this kind as there is room for.
+    TooMany,
+    /// The event loop has no room for the device's handlers.
+    NoHandler,
 }
 
 impl core::fmt::Display for SetupError {
@@ -109,6 +115,9 @@ impl core::fmt::Display for SetupError {
             Self::NoMemory => f.write_str("no memory left for its rings"),
             Self::BadConfiguration => f.write_str("its configuration makes no sense"),
             Self::NeedsReset => f.write_str("the device asks for a reset"),
+            Self::NoAnswer => f.write_str("the device does not answer"),
+            Self::TooMany => f.write_str("too many devices of its kind"),
+            Self::NoHandler => f.write_str("no room for its event handlers"),
         }
     }
 }

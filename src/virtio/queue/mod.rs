@@ -101,6 +101,12 @@ impl VirtQueue {
         self.indirect
     }
 
+    /// True if both sides use event indexes; then interrupts stay away by themselves until [`VirtQueue::arm`].
+    #[inline(always)]
+    pub fn has_event_index(&self) -> bool {
+        self.event_index
+    }
+
     /// Descriptors that are free: chains of several pieces that can be added if indirect, else single pieces.
     #[inline(always)]
     pub fn free(&self) -> u16 {

@@ -1,0 +1,189 @@
+//! Reset of a disk, as steps on its home core with rounds over the owners of its queues.
+//!
+//! ```text
+//!  idle ─ask─▶ stopping ──all──▶ resetting ──status reads 0──▶ taking back ──all──▶ starting ──all──▶ idle
+//!   ▲          (owners stop       (status := 0, looked at       (features agreed;    (DRIVER_OK;        (reset_done)
+//!   │           submitting and     by a timer, for ever:         owners fail what     owners go on)
+//!   │           walking)           nothing is completed by it)   they had, new ring)
+//!   └── failed: the same, but the device stays down: its owners stay stopped; `ask` tries again
+//! ```
+//! No request is completed before the device has confirmed: until then it may write into their buffers.
+use super::{Blk, channel::Channel, config};
+use crate::block::BlockError;
+use crate::virtio::transport;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::*};
+
+const IDLE: u8 = 0;
+const STOPPING: u8 = 1;
+const RESETTING: u8 = 2;
+const TAKING: u8 = 3;
+const STARTING: u8 = 4;
+
+/// Orders to the owner of a queue.
+const NOTHING: u8 = 0;
+const STOP: u8 = 1;
+const TAKE_BACK: u8 = 2;
+const TAKE_BACK_ONLY: u8 = 3;
+const GO_ON: u8 = 4;
+const STAY_DOWN: u8 = 5;
+
+/// First and longest pause, in ns, between two looks at the status of a device that resets.
+const FIRST_LOOK_NS: u64 = 100_000;
+const LONGEST_LOOK_NS: u64 = 100_000_000;
+
+/// Where a reset stands. Written by the home core, except `asked` and `pending`.
+pub(super) struct State {
+    stage: AtomicU8,
+    asked: AtomicBool,
+    /// Owners that have not carried out their order.
+    pending: AtomicU8,
+    /// The device took the features again.
+    negotiated: AtomicBool,
+    pause_ns: AtomicU64,
+    count: AtomicU64,
+}
+
+impl State {
+    pub(super) const fn new() -> Self {
+        Self {
+            stage: AtomicU8::new(IDLE),
+            asked: AtomicBool::new(false),
+            pending: AtomicU8::new(0),
+            negotiated: AtomicBool::new(false),
+            pause_ns: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+        }
+    }
+
+    /// Another reset is needed, said while one runs.
+    pub(super) fn again(&self) {
+        self.asked.store(true, Release);
+    }
+
+    /// No reset runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.stage.load(Acquire) == IDLE
+    }
+
+    /// Resets that brought the device back.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+}
+
+/// The timer of a device that has not confirmed yet.
+pub(super) fn look_again(argument: usize) {
+    super::blk_of(argument).0.step();
+}
+
+impl Blk {
+    /// Any core. While a reset runs this asks for nothing.
+    pub(super) fn ask_reset(&self) {
+        if self.reset.is_idle() {
+            self.reset.asked.store(true, Release);
+            self.notifier.set();
+        }
+    }
+
+    /// Gives every owner an order; the last one that has carried it out sets the home core's notifier.
+    fn order(&self, stage: u8, order: u8) {
+        let lanes = &self.lanes[..self.fixed().lanes];
+        self.reset.pending.store(lanes.len() as u8, Release);
+        self.reset.stage.store(stage, Release);
+        for lane in lanes {
+            lane.order.store(order, Release);
+            lane.notifier.set();
+        }
+    }
+
+    /// On the owner of `lane`: carries out an order, if there is one.
+    #[inline]
+    pub(super) fn obey(&self, lane: usize) {
+        if self.lanes[lane].order.load(Relaxed) != NOTHING {
+            self.obey_order(lane);
+        }
+    }
+
+    #[cold]
+    fn obey_order(&self, lane: usize) {
+        let lane = &self.lanes[lane];
+        let order = lane.order.swap(NOTHING, AcqRel);
+        lane.with(|channel: &mut Channel| match order {
+            STOP => channel.stopped = true,
+            TAKE_BACK | TAKE_BACK_ONLY => {
+                channel.take_back();
+                channel.queue.watch(&lane.watch);
+                if channel.polling {
+                    channel.queue.disarm();
+                }
+                if order == TAKE_BACK {
+                    channel.queue.tell_device();
+                }
+            }
+            GO_ON => channel.stopped = false,
+            _ => {}
+        });
+        if self.reset.pending.fetch_sub(1, AcqRel) == 1 {
+            self.notifier.set();
+        }
+    }
+
+    /// On the home core: goes as far as it can.
+    pub(super) fn step(&self) {
+        let fixed = self.fixed();
+        let state = &self.reset;
+        let transport = fixed.transport;
+        let all = || state.pending.load(Acquire) == 0;
+        match state.stage.load(Relaxed) {
+            IDLE if state.asked.swap(false, AcqRel) => self.order(STOPPING, STOP),
+            STOPPING if all() => {
+                transport.set_status(0);
+                state.pause_ns.store(FIRST_LOOK_NS, Relaxed);
+                state.stage.store(RESETTING, Relaxed);
+                self.await_confirmation();
+            }
+            RESETTING => self.await_confirmation(),
+            TAKING if all() => {
+                let up = state.negotiated.load(Relaxed) && transport::start(transport).is_ok();
+                state.negotiated.store(up, Relaxed);
+                self.order(STARTING, if up { GO_ON } else { STAY_DOWN });
+            }
+            STARTING if all() => {
+                if state.asked.swap(false, AcqRel) {
+                    // It went wrong again while the owners were told to go on: from the beginning.
+                    return self.order(STOPPING, STOP);
+                }
+                state.stage.store(IDLE, Release);
+                let up = state.negotiated.load(Relaxed);
+                if up {
+                    state.count.fetch_add(1, Relaxed);
+                    self.read_capacity();
+                }
+                if let Some(events) = self.events.get() {
+                    events.reset_done(if up { Ok(()) } else { Err(BlockError::Io) });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn await_confirmation(&self) {
+        let fixed = self.fixed();
+        if fixed.transport.status() != 0 {
+            let pause = self.reset.pause_ns.load(Relaxed);
+            self.reset
+                .pause_ns
+                .store((pause * 2).min(LONGEST_LOOK_NS), Relaxed);
+            fixed.timer.arm_at(crate::arch::now_ns() + pause);
+            return;
+        }
+        let features = transport::negotiate(fixed.transport, config::feature::KNOWN);
+        // A device that offers other features than before is another disk.
+        let same = features == Ok(fixed.features);
+        if features.is_ok() && !same {
+            transport::fail(fixed.transport);
+        }
+        self.reset.negotiated.store(same, Relaxed);
+        self.order(TAKING, if same { TAKE_BACK } else { TAKE_BACK_ONLY });
+    }
+}
