@@ -27,6 +27,11 @@ use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock, Pool, PoolBox};
 static RECORDS: CoreArray<Pool<RequestRecord, REQUESTS_PER_CORE>> =
     CoreArray::new([const { CachePadded::new(Pool::new()) }; MAX_CORES]);
 
+/// The most request records of `core` that were ever in use at once. Any core.
+pub fn most_records(core: CoreId) -> usize {
+    RECORDS.get(core).in_use()
+}
+
 /// Free records of one core, and who waits for one.
 struct Free {
     records: Vec<PoolBox<RequestRecord>, REQUESTS_PER_CORE>,

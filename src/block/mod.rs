@@ -39,6 +39,7 @@ mod zero;
 
 pub use accounting::Totals;
 pub use backend::{Backend, BackendListener, backend, backends};
+pub use core_state::most_records;
 pub use device::{BlockDevice, DeviceEvents, DeviceFeatures, DeviceInfo};
 pub use drain::{
     DrainGuard, DrainState, drain_all_begin, drain_all_end, drain_kick, for_each_section,

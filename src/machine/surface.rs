@@ -4,7 +4,11 @@
 use core::fmt::{self, Write};
 
 use super::{exports, power, start};
+use crate::aio;
 use crate::arch::{self, CoreId, aarch64 as metal};
+use crate::block;
+use crate::config::{REQUESTS_PER_CORE, SESSION_PAGES, SESSIONS};
+use crate::export::nbd;
 use crate::monitor::commands::System;
 use crate::monitor::format::{Duration, Size};
 
@@ -71,7 +75,25 @@ impl System for Surface {
             "{:#014x} {:>9}  image with all pools and stacks",
             image.start,
             Size(image.end - image.start)
-        )
+        )?;
+        for core in 0..arch::cores() {
+            writeln!(
+                out,
+                "requests of core {core}: most {} of {REQUESTS_PER_CORE} records",
+                block::most_records(core)
+            )?;
+        }
+        for slot in 0..SESSIONS {
+            let (now, most) = nbd::pages(slot);
+            if most > 0 {
+                writeln!(
+                    out,
+                    "session {slot}: {now} now, most {most} of {SESSION_PAGES} pages"
+                )?;
+            }
+        }
+        let (now, most) = aio::coroutines_in_use();
+        writeln!(out, "coroutines: {now} now, most {most}")
     }
 
     fn exports(&self, out: &mut dyn Write) -> fmt::Result {
