@@ -7,6 +7,7 @@
 //! | `start` | the start order, to the running loops |
 //! | `serial` | the UART as the console's port |
 //! | `surface` | what the console shows of the machine |
+//! | `storage` | virtio slots → disks |
 //! | `exports` | boot options → exports, and their end |
 //! | `network` | card, stack, port |
 //! | `power` | power key, shutdown |
@@ -23,6 +24,8 @@ pub mod power;
 pub mod serial;
 #[cfg(target_os = "none")]
 pub mod start;
+#[cfg(target_os = "none")]
+pub mod storage;
 #[cfg(target_os = "none")]
 pub mod surface;
 pub mod tree;

@@ -11,6 +11,7 @@
 
 use core::fmt::Write as _;
 use core::ops::Range as AddressRange;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use heapless::{String, Vec};
 use log::{error, info, warn};
@@ -18,7 +19,7 @@ use spin::Once;
 
 use super::options::{OnPanic, Options};
 use super::tree::{Gic, MAX_BOOTARGS, MAX_TREE_BYTES, MachineInfo, PsciMethod, Region};
-use super::{exports, power, serial, surface};
+use super::{exports, power, serial, storage, surface};
 use crate::arch::aarch64::{self as metal, Conduit, GicAddresses, Range, StopAction};
 use crate::arch::{self, CoreId, mmio};
 use crate::config::MAX_CORES;
@@ -35,6 +36,8 @@ pub struct Board {
     pub tree_window: AddressRange<usize>,
 }
 
+/// Cores other than 0 whose loop has come up, one bit each.
+static UP: AtomicU32 = AtomicU32::new(0);
 static BOARD: Once<&'static Board> = Once::new();
 static INFO: Once<MachineInfo> = Once::new();
 static OPTIONS: Once<Options> = Once::new();
@@ -111,6 +114,8 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
     metal::irq_enable();
     start_cores(machine);
     report_memory(machine);
+    storage::claim(machine);
+    storage::start(machine);
     power::start(machine);
     if let Some(options) = options() {
         exports::start(options);
@@ -299,6 +304,8 @@ fn start_cores(machine: &MachineInfo) {
             }
             if let Err(error) = metal::start_core(core, *affinity, secondary) {
                 error!("cores: core {core} (MPIDR {affinity:#x}): {error}");
+            } else if !wait_until_up(core) {
+                error!("cores: core {core} (MPIDR {affinity:#x}): its loop did not start");
             }
         }
     }
@@ -319,6 +326,18 @@ fn start_cores(machine: &MachineInfo) {
     );
 }
 
+/// Waits, for a second at most, until the loop of `core` is about to run and its interrupts can be routed.
+fn wait_until_up(core: CoreId) -> bool {
+    let end = arch::now_ns() + 1_000_000_000;
+    while UP.load(Ordering::Acquire) & (1 << core) == 0 {
+        if arch::now_ns() > end {
+            return false;
+        }
+        arch::relax();
+    }
+    true
+}
+
 /// What every other core runs.
 fn secondary(core: CoreId) -> ! {
     if let Err(error) = metal::start_gic_core() {
@@ -330,6 +349,7 @@ fn secondary(core: CoreId) -> ! {
         panic!("core {core}: {reason}");
     }
     metal::irq_enable();
+    UP.fetch_or(1 << core, Ordering::Release);
     aio::run_loop(context);
     metal::power::park()
 }

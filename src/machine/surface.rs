@@ -3,7 +3,7 @@
 
 use core::fmt::{self, Write};
 
-use super::{exports, power, start};
+use super::{exports, power, start, storage};
 use crate::aio;
 use crate::arch::{self, CoreId, aarch64 as metal};
 use crate::block;
@@ -117,6 +117,6 @@ impl System for Surface {
     }
 
     fn device_kicks(&self) -> u64 {
-        0
+        storage::kicks()
     }
 }

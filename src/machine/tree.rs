@@ -53,6 +53,8 @@ pub struct Device {
     pub region: Region,
     /// Interrupt id as the GIC counts (SPIs from 32).
     pub interrupt: u32,
+    /// The line is edge-triggered; else level-sensitive.
+    pub edge: bool,
 }
 
 /// The interrupt controller.
@@ -272,7 +274,7 @@ impl<'a> Scan<'a> {
                 "arm,cortex-a15-gic" | "arm,gic-400" => return self.gic_v2(node),
                 "arm,armv8-timer" => {
                     // Secure, non-secure, virtual, hypervisor: the loop runs on the virtual one.
-                    self.timer = Some(interrupt(node, 2, "timer")?);
+                    self.timer = Some(interrupt(node, 2, "timer")?.0);
                     return Ok(());
                 }
                 "arm,pl011" => {
@@ -534,28 +536,28 @@ fn one_region(node: &FdtNode<'_>, name: &'static str) -> Result<Region, TreeErro
     }
 }
 
-/// Interrupt `index` of a node in the GIC's three-cell form, as the id that the GIC counts.
-fn interrupt(node: &FdtNode<'_>, index: usize, name: &'static str) -> Result<u32, TreeError> {
+/// Interrupt `index` of a node in the GIC's three-cell form: the id that the GIC counts, and whether it is an edge.
+fn interrupt(node: &FdtNode<'_>, index: usize, name: &'static str) -> Result<(u32, bool), TreeError> {
     let entry = node
         .property("interrupts")
         .and_then(|property| property.as_prop_encoded_array([1, 1, 1]).ok())
         .and_then(|mut entries| entries.nth(index));
-    let Some([kind, number, _flags]) = entry else {
+    let Some([kind, number, flags]) = entry else {
         return odd(name, "interrupts");
     };
+    // Bits 0 and 1 are edges, 2 and 3 levels.
+    let edge = flags.to_int::<u32>().is_ok_and(|flags| flags & 3 != 0);
     match (kind.to_int::<u32>(), number.to_int::<u32>()) {
         // Shared interrupts start at 32 and end before the special ids at 1020; private ones are 16 to 31.
-        (Ok(0), Ok(number)) if number < 988 => Ok(number + 32),
-        (Ok(1), Ok(number)) if number < 16 => Ok(number + 16),
+        (Ok(0), Ok(number)) if number < 988 => Ok((number + 32, edge)),
+        (Ok(1), Ok(number)) if number < 16 => Ok((number + 16, edge)),
         _ => odd(name, "interrupts"),
     }
 }
 
 fn device(node: &FdtNode<'_>, name: &'static str) -> Result<Device, TreeError> {
-    Ok(Device {
-        region: one_region(node, name)?,
-        interrupt: interrupt(node, 0, name)?,
-    })
+    let (interrupt, edge) = interrupt(node, 0, name)?;
+    Ok(Device { region: one_region(node, name)?, interrupt, edge })
 }
 
 #[cfg(test)]

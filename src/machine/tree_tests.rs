@@ -43,6 +43,7 @@ fn qemu_trees_are_understood() {
         assert_eq!(info.timer_interrupt, 27, "{name}");
         assert_eq!(info.virtio.len(), 32, "{name}");
         assert_eq!(info.virtio[31].region.base, 0xa00_3e00, "{name}");
+        assert!(info.virtio[31].edge && !info.uart.edge);
         assert_eq!(info.virtio[31].interrupt, 32 + 0x2f, "{name}");
         assert_eq!(info.fw_cfg.unwrap().base, 0x902_0000, "{name}");
         let key = info.power_key.unwrap();
