@@ -113,6 +113,9 @@ fn add(
     let blk = blk::add(device, home, arch::cores(), share, &DMA).map_err(Refusal::Setup)?;
     HANDLED[place].call_once(|| blk);
     let line = machine.virtio.get(slot).ok_or(Refusal::TooMany)?;
+    // Set-up has asked the device for its serial, without interrupts: the line is still up, and an edge-triggered
+    // controller sees only lines that rise.
+    blk.interrupt();
     route(line, blk.home(), on_interrupt, place).map_err(Refusal::Interrupt)?;
     block::add_disk(blk, home).map_err(Refusal::Block)?;
     Ok(())

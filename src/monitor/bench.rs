@@ -317,10 +317,9 @@ fn run() {
     }
 }
 
-/// `^C`: ends a run early; its report still comes. False if nothing runs.
-pub(super) fn interrupt() -> bool {
+/// `^C`: ends a run early; its report still comes.
+pub(super) fn interrupt() {
     bench::stop();
-    STATE.home().is_some() && STATE.with(|state| state.job.is_some())
 }
 
 /// On the core of the run.
