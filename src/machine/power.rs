@@ -148,8 +148,8 @@ pub fn shut_down(reboot: bool) {
         "{}: closing exports, draining, flushing",
         if reboot { "reboot" } else { "power off" }
     );
-    network::stop_listening();
     exports::close_all();
+    network::stop();
     tick(0);
 }
 
@@ -160,7 +160,7 @@ fn tick(_: usize) {
         STATE.with(|state| (state.stage, state.deadline_ns, state.report_ns));
     let done = match stage {
         Stage::Running | Stage::Over => return,
-        Stage::Exports => exports::all_closed(),
+        Stage::Exports => exports::all_closed() && network::is_stopped(),
         Stage::Drain => QUIET.load(Ordering::Acquire),
         Stage::Flush => FLUSHES.load(Ordering::Acquire) == 0,
     };

@@ -19,7 +19,7 @@ use spin::Once;
 
 use super::options::{OnPanic, Options};
 use super::tree::{Gic, MAX_BOOTARGS, MAX_TREE_BYTES, MachineInfo, PsciMethod, Region};
-use super::{exports, power, serial, storage, surface};
+use super::{exports, network, power, serial, storage, surface};
 use crate::arch::aarch64::{self as metal, Conduit, GicAddresses, Range, StopAction};
 use crate::arch::{self, CoreId, mmio};
 use crate::config::MAX_CORES;
@@ -119,6 +119,7 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
     power::start(machine);
     if let Some(options) = options() {
         exports::start(options);
+        network::start(machine, options);
     }
     info!("ready in {} ms", arch::now_ns() / 1_000_000);
     console::start(&serial::SERIAL, &surface::SURFACE)
