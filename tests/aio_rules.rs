@@ -5,7 +5,8 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use common::*;
-use ironthread::aio::{AioError, Callback, EventNotifier, Handler};
+use ironthread::aio::{AioContext, AioError, Callback, EventNotifier, Handler};
+use ironthread::arch;
 use ironthread::arch::host::{self, clock};
 use ironthread::config;
 
@@ -639,84 +640,132 @@ fn en_all_slots_are_served_and_exhaustion_is_an_error() {
     events.iter().for_each(|event| ctx.unregister(event));
 }
 
-#[test]
-fn en_13_poll_check_begin_and_end() {
-    let (_core, ctx) = single();
-    let log = log();
+/// A device under adaptive polling: `work` is what its poll check finds; begin is logged as 1, a check as 2, end as 3,
+/// the handler as 9. By the end of this it has learnt a budget of 4 us.
+fn polled_device(
+    ctx: &'static AioContext,
+    log: &'static Log,
+    work: &'static AtomicUsize,
+) -> &'static EventNotifier {
     let event = notifier();
-    let work = count();
-    ctx.set_poll_max_ns(1_000_000_000);
-    let check = leak(move |_: usize| {
-        log.push(2);
-        get(work) > 0
-    });
+    ctx.set_poll_max_ns(100_000);
     let handler = Handler {
         ready: call(move |_| {
             event.test_and_clear();
             work.store(0, SeqCst);
             log.push(9);
         }),
-        poll_check: Some(check),
+        poll_check: Some(leak(move |_: usize| {
+            log.push(2);
+            clock::advance(1_000);
+            get(work) > 0
+        })),
         poll_begin: Some(call(move |_| log.push(1))),
         poll_end: Some(call(move |_| log.push(3))),
     };
     ctx.register_handler(event, "disk", handler).unwrap();
-    // Before it was ever ready it is not polled.
-    assert!(!ctx.poll(true));
-    assert_eq!(log.take(), []);
-    // Ready after a wait that was short: it learns a budget and enters poll mode.
-    clock::manual(1);
-    event.set();
-    host::interrupt(|| ()); // nothing: only shows that interrupts are unmasked here
+    ctx.poll(false);
+    // Not polled before it was ever ready (ADP-4). During the wait its interrupt comes, 10 us after the start.
+    let during_wait = ctx.timer("device", call(|_| ())).unwrap();
+    during_wait.arm_at(arch::now_ns() + 10_000);
+    host::on_wait(Some(leak(move || {
+        clock::advance(10_000);
+        host::on_wait(None);
+        host::after_wait_interrupt(move || event.set());
+    })));
     assert!(ctx.poll(true));
     assert_eq!(log.take(), [9]);
-    let timer = ctx.timer("wake", call(|_| ())).unwrap();
-    timer.arm_at(10);
-    let from_interrupt = leak(move |_: usize| {
-        clock::advance(2_000);
-        host::interrupt(|| event.set());
-    });
-    let hook = late_hook(from_interrupt, ctx);
-    hook.arm();
+    assert_eq!(ctx.learnt_poll_ns(event), 4_000);
+    during_wait.delete().unwrap();
+    event
+}
+
+#[test]
+fn en_13_polling_begins_and_ends_around_the_checks() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
+    let (log, work) = (log(), count());
+    let event = polled_device(ctx, log, work);
+    let sleeps = ctx.stats().sleeps;
+    // Nothing comes: begin, checks until the budget is used up, end, one check more, sleep.
+    assert!(!ctx.poll(true));
+    assert_eq!(log.take(), [1, 2, 2, 2, 2, 2, 3, 2]);
+    assert_eq!(
+        (ctx.stats().sleeps, ctx.stats().poll_misses),
+        (sleeps + 1, 1)
+    );
+    // Work comes while it polls: no sleep, and poll mode is not left (ADP-6).
+    work.store(1, SeqCst);
     assert!(ctx.poll(true));
-    assert!(ctx.learnt_poll_ns(event) <= 4_000);
-    timer.cancel();
-    log.take();
+    assert_eq!(log.take(), [1, 2, 9]);
+    work.store(1, SeqCst);
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), [2, 9]);
+    assert_eq!((ctx.stats().sleeps, ctx.stats().poll_hits), (sleeps + 1, 2));
     ctx.unregister(event);
 }
 
 #[test]
-fn adp_polling_finds_work_without_a_notification() {
+fn adp_7_poll_12_a_notification_ends_polling_without_progress() {
     let (_core, ctx) = single();
-    ctx.set_poll_max_ns(u32::MAX.into());
+    clock::manual(1_000_000);
+    let (log, work) = (log(), count());
+    let event = polled_device(ctx, log, work);
+    let sleeps = ctx.stats().sleeps;
+    ctx.notify();
+    assert!(!ctx.poll(true));
+    assert_eq!((log.take(), ctx.stats().sleeps), (vec![1, 2], sleeps));
+    ctx.unregister(event);
+    assert_eq!(ctx.learnt_poll_ns(event), 0);
+}
+
+#[test]
+fn adp_1_changing_the_budget_forgets_what_was_learnt() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
+    let (log, work) = (log(), count());
+    let event = polled_device(ctx, log, work);
+    ctx.set_poll_max_ns(50_000);
+    ctx.poll(false);
+    assert!(!ctx.poll(true));
+    assert_eq!((log.take(), ctx.learnt_poll_ns(event)), (vec![], 0));
+    ctx.unregister(event);
+}
+
+#[test]
+fn en_12_a_handler_that_runs_is_not_polled_by_its_nested_poll() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
     let calls = count();
-    let work = count();
     let event = notifier();
-    let check = leak(move |_: usize| get(work) > 0);
+    ctx.set_poll_max_ns(100_000);
+    let check = leak(|_: usize| {
+        clock::advance(1_000);
+        true
+    });
     ctx.register(
         event,
-        "disk",
+        "always",
         call(move |_| {
             event.test_and_clear();
-            work.store(0, SeqCst);
-            add(calls);
+            if add(calls) < 10 {
+                ctx.poll(true);
+            }
         }),
         Some(check),
     )
     .unwrap();
     ctx.poll(false);
-    // A short wait that this handler's own event ends makes it learn: here a timer's callback plays the device.
-    clock::manual(1_000);
-    let asleep = ctx.stats().sleeps;
-    let tick = ctx.timer("tick", call(|_| ())).unwrap();
-    tick.arm_at(2_000);
-    // In stepped mode a wait returns at once; the event is set "during" it by the poll_check of another source.
-    ctx.poll(true);
-    assert_eq!(ctx.stats().sleeps, asleep + 1);
-    event.set();
+    host::on_wait(Some(leak(move || {
+        clock::advance(1_000);
+        host::on_wait(None);
+        host::after_wait_interrupt(move || event.set());
+    })));
     assert!(ctx.poll(true));
     assert_eq!(get(calls), 1);
-    tick.cancel();
+    ctx.poll(true);
+    assert_eq!(get(calls), 2);
+    ctx.unregister(event);
 }
 
 #[test]
@@ -959,29 +1008,37 @@ fn nfy_8_a_notification_alone_ends_the_wait_without_progress() {
 #[test]
 fn nfy_6_no_kick_to_a_loop_that_does_not_wait() {
     let (_machine, ctx) = stepped(2);
-    let kicks = ironthread::arch::kicks(0);
+    let kicks = arch::kicks(0);
     {
         let _one = host::enter_core(1);
         ctx.schedule_oneshot("x", call(|_| ())).unwrap();
         ctx.notify();
     }
-    assert_eq!((ironthread::arch::kicks(0), ctx.stats().kicks), (kicks, 0));
+    assert_eq!((arch::kicks(0), ctx.stats().kicks), (kicks, 0));
     let _zero = host::enter_core(0);
     assert!(ctx.poll(true));
 }
 
 #[test]
-fn nfy_an_interrupt_between_check_and_sleep_is_not_lost() {
-    // The interrupt comes inside a turn hook, after which the loop goes to sleep in the same turn.
+fn nfy_12_an_interrupt_before_or_in_the_wait_is_served_in_the_same_turn() {
     let (_core, ctx) = single();
     let calls = count();
     let bh = ctx
-        .bottom_half("from interrupt", call(|_| add(calls)))
+        .bottom_half("from interrupt", call(move |_| add(calls)))
         .unwrap();
     host::interrupt(|| bh.schedule());
     let sleeps = ctx.stats().sleeps;
     assert!(ctx.poll(true));
     assert_eq!((get(calls), ctx.stats().sleeps), (1, sleeps));
+    // While it waits: the handler runs when the mask is lifted, in the same turn.
+    host::on_wait(Some(leak(move || {
+        host::on_wait(None);
+        host::after_wait_interrupt(move || {
+            bh.schedule();
+        });
+    })));
+    assert!(ctx.poll(true));
+    assert_eq!(get(calls), 2);
 }
 
 #[test]
@@ -989,6 +1046,17 @@ fn nfy_an_interrupt_between_check_and_sleep_is_not_lost() {
 fn own_1_poll_from_a_foreign_core() {
     let (_machine, ctx) = stepped(2);
     let _one = host::enter_core(1);
+    ctx.poll(false);
+}
+
+#[test]
+#[should_panic(expected = "polled in a coroutine")]
+fn poll_9_not_in_a_coroutine() {
+    let (_core, ctx) = single();
+    ctx.spawn("bad", async move {
+        ctx.poll(false);
+    })
+    .unwrap();
     ctx.poll(false);
 }
 

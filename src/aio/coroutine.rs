@@ -84,6 +84,27 @@ pub(super) fn is_running() -> bool {
         .is_some_and(|current| current.load(Ordering::Relaxed) != 0)
 }
 
+/// This core runs a coroutine until this is dropped, also when the coroutine panics (host tests unwind).
+struct Running(Option<&'static AtomicU32>);
+
+impl Running {
+    fn enter(index: usize) -> Self {
+        let current = CURRENT.mine();
+        if let Some(current) = current {
+            current.store(index as u32 + 1, Ordering::Relaxed);
+        }
+        Self(current)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(current) = self.0 {
+            current.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The coroutine that calls this; `None` outside of coroutines.
 pub fn current_coroutine() -> Option<CoroutineHandle> {
     let slot = CURRENT.mine()?.load(Ordering::Relaxed).checked_sub(1)?;
@@ -215,15 +236,10 @@ impl AioContext {
             let storage = slot.storage.get();
             let ready = cancelled || {
                 let waker = waker(index, generation);
-                let current = CURRENT.mine();
                 let held = held_levels();
-                if let Some(current) = current {
-                    current.store(index as u32 + 1, Ordering::Relaxed);
-                }
+                let current = Running::enter(index);
                 let ready = (body.poll)(storage, &mut Context::from_waker(&waker)).is_ready();
-                if let Some(current) = current {
-                    current.store(0, Ordering::Relaxed);
-                }
+                drop(current);
                 if held_levels() != held {
                     unbalanced(body.name);
                 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock};
 
-use ironthread::aio::{AioContext, BottomHalf, Callback, EventNotifier, Timer, TurnHook};
+use ironthread::aio::{AioContext, BottomHalf, Callback, EventNotifier, Timer};
 use ironthread::arch::host::{self, CoreGuard, Machine};
 
 /// Gives a value the life of a static.
@@ -90,10 +90,6 @@ pub fn timer_of(place: Late<Timer>) -> Timer {
     *place.get().expect("set before it is used")
 }
 
-pub fn late_hook(f: &'static (dyn Fn(usize) + Sync), ctx: &'static AioContext) -> TurnHook {
-    ctx.turn_hook("hook", Callback::new(f, 0)).unwrap()
-}
-
 /// The stepped machine with a context on core 0, and this thread as core 0.
 pub fn single() -> ((CoreGuard, Machine), &'static AioContext) {
     let (machine, ctx) = stepped(1);
@@ -113,4 +109,39 @@ pub fn attach(core: usize, name: &'static str) -> &'static AioContext {
     let ctx = leak_context(name);
     ctx.attach(core);
     ctx
+}
+
+/// A thread that dumps the cores' traces and ends the process when a test hangs: a lost wake-up shows as one.
+pub struct Watchdog(std::sync::mpsc::Sender<()>);
+
+pub fn watchdog(test: &'static str) -> Watchdog {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let limit = std::time::Duration::from_secs(120);
+        if receiver.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let mut text = String::new();
+            for core in 0..ironthread::config::MAX_CORES {
+                let _ = ironthread::aio::trace::dump(core, &mut text, 64);
+            }
+            eprintln!("{test} hangs; the last events of each core:\n{text}");
+            std::process::abort();
+        }
+    });
+    Watchdog(sender)
+}
+
+/// Runs `ctx`'s loop on `core` in a thread of its own until it is stopped.
+pub fn io_thread(core: usize, ctx: &'static AioContext) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let _core = host::enter_core(core);
+        ctx.attach(core);
+        ironthread::aio::run_loop(ctx);
+    })
+}
+
+/// Spins until `condition` holds.
+pub fn until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        std::thread::yield_now();
+    }
 }

@@ -8,11 +8,13 @@
 //! Time is real, or set by hand through [`clock`]. A core id belongs to one thread at a time: [`enter_core`] waits for
 //! its turn, which also keeps tests of one process that use the same core from disturbing each other; a test that uses
 //! several cores takes [`machine`] first.
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::boxed::Box;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
+use std::vec::Vec;
 
 use crate::arch::CoreId;
 use crate::config::MAX_CORES;
@@ -23,6 +25,8 @@ std::thread_local! {
     static CORE: Cell<Option<CoreId>> = const { Cell::new(None) };
     static MASK_DEPTH: Cell<usize> = const { Cell::new(0) };
     static INTERRUPT_DEPTH: Cell<usize> = const { Cell::new(0) };
+    static HAS_PENDING: Cell<bool> = const { Cell::new(false) };
+    static PENDING_INTERRUPTS: RefCell<Vec<Box<dyn FnOnce()>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What [`irq_mask`] found: whether interrupts were masked before.
@@ -48,6 +52,7 @@ static LINES: [Line; MAX_CORES] = [const {
 }; MAX_CORES];
 
 static CORES: AtomicUsize = AtomicUsize::new(1);
+static ON_WAIT: Mutex<Option<&'static (dyn Fn() + Sync)>> = Mutex::new(None);
 static STEPPED: AtomicBool = AtomicBool::new(false);
 
 /// Which thread is which core.
@@ -74,6 +79,7 @@ pub fn machine(cores: usize) -> Machine {
     let turn = lock(&MACHINE);
     set_cores(cores);
     set_stepped(false);
+    on_wait(None);
     clock::real();
     for line in &LINES {
         *lock(&line.kicked) = false;
@@ -175,6 +181,18 @@ pub fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
     handler()
 }
 
+/// In stepped mode, calls `f` instead of sleeping in [`wait`]: what happens in the world meanwhile. `None`: nothing.
+pub fn on_wait(f: Option<&'static (dyn Fn() + Sync)>) {
+    *lock(&ON_WAIT) = f;
+}
+
+/// Lets `handler` run as an interrupt of this thread's core as soon as interrupts are unmasked: for use in
+/// [`on_wait`], where they are masked as they would be around a real wait.
+pub fn after_wait_interrupt(handler: impl FnOnce() + 'static) {
+    HAS_PENDING.set(true);
+    PENDING_INTERRUPTS.with_borrow_mut(|pending| pending.push(Box::new(handler)));
+}
+
 /// The core that runs this code; `None` on a thread that is no core.
 #[inline]
 pub fn current_core() -> Option<CoreId> {
@@ -193,6 +211,17 @@ pub fn irq_mask() -> IrqState {
 #[inline]
 pub fn irq_restore(state: IrqState) {
     MASK_DEPTH.set(state.0);
+    if state.0 == 0 && HAS_PENDING.get() {
+        deliver();
+    }
+}
+
+#[cold]
+fn deliver() {
+    HAS_PENDING.set(false);
+    for handler in PENDING_INTERRUPTS.take() {
+        interrupt(handler);
+    }
 }
 
 /// Whether interrupts are masked on this core.
@@ -217,8 +246,16 @@ pub fn wait(deadline_ns: Option<u64>) {
     let core = current_core().expect("wait on a thread that is no core");
     let line = &LINES[core];
     line.sleeps.fetch_add(1, Ordering::Relaxed);
+    if STEPPED.load(Ordering::Relaxed) {
+        let world = *lock(&ON_WAIT);
+        if let Some(world) = world {
+            world();
+        }
+        *lock(&line.kicked) = false;
+        return;
+    }
     let mut kicked = lock(&line.kicked);
-    if !*kicked && !STEPPED.load(Ordering::Relaxed) {
+    if !*kicked {
         kicked = match deadline_ns {
             None => line
                 .changed
@@ -256,10 +293,15 @@ pub fn now_ns() -> u64 {
     clock::now_ns()
 }
 
-/// A turn of a spin loop. Threads outnumber the host's cores in tests, so the turn is given away.
+/// A turn of a spin loop. Threads outnumber the host's cores in tests, so the turn is given away. In stepped mode it
+/// takes 100 ns of a manual clock, so that a loop that looks at the clock ends.
 #[inline]
 pub fn relax() {
-    thread::yield_now();
+    if STEPPED.load(Ordering::Relaxed) {
+        clock::tick(100);
+    } else {
+        thread::yield_now();
+    }
 }
 
 /// The number of online cores.
