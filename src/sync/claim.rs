@@ -23,6 +23,10 @@ impl<T> Claim<T> {
     }
 
     /// The value, for the first caller; `None` for all others. Any core.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "given out once, see the SAFETY comment"
+    )]
     pub fn take(&'static self) -> Option<&'static mut T> {
         if self.taken.swap(true, Ordering::AcqRel) {
             return None;

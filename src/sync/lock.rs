@@ -44,7 +44,9 @@ static LOOPS: CoreArray<AtomicU32> =
 /// what a callback took, or whoever called `poll` from outside.
 #[inline]
 pub fn caller_levels() -> u32 {
-    LOOPS.mine().map_or(0, |loops| held_levels() - loops.load(Ordering::Relaxed))
+    LOOPS
+        .mine()
+        .map_or(0, |loops| held_levels() - loops.load(Ordering::Relaxed))
 }
 
 /// How many levels of context locks the current core holds, over all contexts.
