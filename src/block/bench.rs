@@ -14,7 +14,8 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::core_state::turn_ns;
-use super::{Backend, Operation, Request, request};
+use super::device::BareLoad;
+use super::{Backend, BlockError, Disk, Operation, Request, request};
 use crate::aio::{self, AioContext, AioError, Callback, ContextStats};
 use crate::arch::{self, CoreId};
 use crate::config::{BENCH_PAGES, MAX_CORES};
@@ -22,6 +23,9 @@ use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock, PageArena};
 
 /// Greatest depth of a run.
 pub const MAX_DEPTH: u16 = 128;
+
+/// A run on a bare queue stops its core's loop, so it ends after this time at the latest, in ns.
+const MAX_BARE_NS: u64 = 10_000_000_000;
 
 /// What to run.
 #[derive(Clone, Copy)]
@@ -42,6 +46,8 @@ pub struct Plan {
     pub count: u64,
     /// First state of the random offsets.
     pub seed: u64,
+    /// Reads on the bare queue of this disk instead, with nothing above it; keeps the core's loop busy meanwhile.
+    pub bare: Option<&'static Disk>,
 }
 
 /// What came of it.
@@ -248,6 +254,9 @@ fn begin(_: usize) {
         return;
     };
     let context = aio::context(core);
+    if let Some(disk) = plan.bare {
+        return bare(disk, &plan, done);
+    }
     RUNS.get(core).bind(core);
     RUNS.get(core).with(|run| {
         run.plan = Some(plan);
@@ -283,6 +292,36 @@ fn begin(_: usize) {
     if RUNS.get(core).with(|run| run.in_flight == 0) {
         finish(core);
     }
+}
+
+/// A run on the bare queue, from begin to end.
+fn bare(disk: &'static Disk, plan: &Plan, done: Callback) {
+    let mut report = Report { block: plan.block, ..Report::NONE };
+    if let Some(memory) = BUFFERS.alloc_contiguous(plan.block as usize * usize::from(plan.depth)) {
+        let load = BareLoad {
+            depth: plan.depth,
+            block: plan.block,
+            sequential: plan.sequential,
+            duration_ns: plan.duration_ns.min(MAX_BARE_NS),
+            count: plan.count,
+            seed: plan.seed,
+            memory: memory.dma(),
+        };
+        match disk.device().bare_reads(&load) {
+            Ok(found) => {
+                (report.requests, report.elapsed_ns) = (found.requests, found.elapsed_ns);
+            }
+            Err(error) => {
+                log::warn!("bench: bare queue of {}: {error}", disk.name());
+                report.errors = 1;
+                if error == BlockError::Io {
+                    // The device may still write to it; after this the bench runs no more.
+                    core::mem::forget(memory);
+                }
+            }
+        }
+    }
+    publish(report, Some(done));
 }
 
 /// Sends `request` out once more. `false`: the run is over and the request was let go.
@@ -356,6 +395,10 @@ fn finish(core: CoreId) {
         run.plan = None;
         (run.report, run.done.take())
     });
+    publish(report, done);
+}
+
+fn publish(report: Report, done: Option<Callback>) {
     *REPORT.lock() = report;
     // Release: pairs with the acquire of the next `start` and of `is_running`.
     STATE.store(IDLE, Ordering::Release);

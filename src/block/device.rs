@@ -92,6 +92,36 @@ impl DeviceInfo {
     }
 }
 
+/// What [`BlockDevice::bare_reads`] is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct BareLoad {
+    /// Requests in flight.
+    pub depth: u16,
+    /// Bytes of one request.
+    pub block: u32,
+    /// One after the other instead of at random.
+    pub sequential: bool,
+    /// Ends after this time, in ns …
+    pub duration_ns: u64,
+    /// … or after this many requests; 0: no such end.
+    pub count: u64,
+    /// First state of the random offsets.
+    pub seed: u64,
+    /// Memory of `depth` times `block` bytes, as the device sees it; the caller keeps it.
+    pub memory: u64,
+}
+
+/// What came of a [`BareLoad`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BareReport {
+    /// Reads completed.
+    pub requests: u64,
+    /// Kicks given.
+    pub kicks: u64,
+    /// From the first to the last, in ns.
+    pub elapsed_ns: u64,
+}
+
 /// A disk driver. Everything but `submit` may be called from any core.
 pub trait BlockDevice: Sync {
     /// The device's present properties; cheap, no I/O.
@@ -118,6 +148,17 @@ pub trait BlockDevice: Sync {
     /// device has confirmed the reset and so will no longer touch the buffers; then
     /// [`DeviceEvents::reset_done`] is called. Idempotent while a reset runs.
     fn reset(&self);
+
+    /// Reads on the device's bare queue, with nothing above it: what the rest is measured against. Runs on the current
+    /// core, which must own a queue, and keeps its loop busy until it ends, so `load` bounds it in time.
+    ///
+    /// # Errors
+    /// `NotSupported` where there is no such queue, `Busy` while requests are under way, `Invalid` for a load that does not
+    /// fit, `Io` when the device fails a read or does not answer.
+    fn bare_reads(&self, load: &BareLoad) -> Result<BareReport, BlockError> {
+        let _ = load;
+        Err(BlockError::NotSupported)
+    }
 
     /// Says who wants to hear of the device's events; called once, before the first `submit`.
     fn attach(&self, events: &'static dyn DeviceEvents);

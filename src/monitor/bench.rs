@@ -25,7 +25,8 @@ use crate::sync::{HomeCell, PAGE_SIZE, PageArena};
 
 /// How the command is used.
 pub(super) const USAGE: &str =
-    "bench disk vdN|null read|write SIZE [seq|rand] [qd N] [SECONDS] [--destroy SERIAL]";
+    "bench disk vdN|null read|write SIZE [seq|rand] [qd N] [SECONDS | count N] [--destroy SERIAL]; \
+     bench ring vdN read SIZE …: the bare virtqueue, to compare with";
 
 /// Longest run, in seconds.
 const MAX_SECONDS: u64 = 3600;
@@ -47,6 +48,8 @@ struct Job {
     depth: u16,
     sequential: bool,
     seconds: u64,
+    count: u64,
+    bare: Option<&'static block::Disk>,
     /// The disk may carry something of value: look first.
     look: bool,
 }
@@ -99,9 +102,11 @@ pub(super) fn start(words: &mut Words<'_>, system: &'static dyn System) -> Resul
 
 fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refusal> {
     const BAD: Refusal = Refusal::Usage(USAGE);
-    if words.next() != Some("disk") {
-        return Err(BAD);
-    }
+    let on_ring = match words.next() {
+        Some("disk") => false,
+        Some("ring") => true,
+        _ => return Err(BAD),
+    };
     let name = words.next().ok_or(BAD)?;
     let operation = match words.next() {
         Some("read") => Operation::Read,
@@ -113,7 +118,7 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
         .ok()
         .filter(|block| *block > 0)
         .ok_or(BAD)?;
-    let (mut depth, mut seconds, mut sequential, mut destroy) = (1, 5, false, None);
+    let (mut depth, mut seconds, mut count, mut sequential, mut destroy) = (1, 5, 0, false, None);
     while let Some(word) = words.next() {
         match word {
             "seq" => sequential = true,
@@ -124,6 +129,14 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
                     .and_then(|word| word.parse().ok())
                     .filter(|depth| *depth > 0)
                     .ok_or(BAD)?;
+            }
+            "count" => {
+                count = words
+                    .next()
+                    .and_then(|word| word.parse().ok())
+                    .filter(|count| *count > 0)
+                    .ok_or(BAD)?;
+                seconds = MAX_SECONDS;
             }
             "--destroy" => destroy = Some(words.next().ok_or(BAD)?),
             _ => {
@@ -136,6 +149,14 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
         }
     }
     let mut look = false;
+    let mut bare = None;
+    if on_ring {
+        let disk = block::disks().find(|disk| disk.name() == name);
+        bare = Some(disk.ok_or(Refusal::Reason("no such disk; see 'info disks'"))?);
+        if operation != Operation::Read {
+            return Err(BAD);
+        }
+    }
     let (node, core) = match block::disks().find(|disk| disk.name() == name) {
         Some(disk) => {
             if operation == Operation::Write {
@@ -178,6 +199,8 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
         depth,
         sequential,
         seconds,
+        count,
+        bare,
         look,
     })
 }
@@ -304,8 +327,9 @@ fn run() {
         depth: job.depth,
         sequential: job.sequential,
         duration_ns: job.seconds * 1_000_000_000,
-        count: 0,
+        count: job.count,
         seed: arch::now_ns(),
+        bare: job.bare,
     };
     if let Err(error) = bench::start(plan, aio::context(job.core), Callback::new(&on_done, 0)) {
         give_up(match error {

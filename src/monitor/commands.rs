@@ -73,8 +73,11 @@ struct Command {
     run: Run,
 }
 
+/// Most that `poll` takes, in us.
+const MAX_POLL_US: u64 = 1_000_000;
 const INFO: &str = "info cores|contexts|disks|exports|connections|drain|memory|version";
 const DISK: &str = "disk vdN reset";
+const POLL: &str = "poll off|MICROSECONDS";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
 
 const fn command(name: &'static str, usage: &'static str, help: &'static str, run: Run) -> Command {
@@ -100,6 +103,12 @@ const COMMANDS: &[Command] = &[
         bench::USAGE,
         "load on a disk: SIZE as 4k, depth 1 and 5 s unless given; ^C ends it",
         run_bench,
+    ),
+    command(
+        "poll",
+        POLL,
+        "time in us that a loop polls before it sleeps, at most",
+        poll,
     ),
     command(
         "log",
@@ -232,6 +241,28 @@ fn run_bench(
 ) -> Result<Outcome, Refusal> {
     bench::start(words, system)?;
     Ok(Outcome::Running)
+}
+
+fn poll(
+    words: &mut Words<'_>,
+    out: &mut dyn Write,
+    _: &'static dyn System,
+) -> Result<Outcome, Refusal> {
+    let us: u64 = match words.next() {
+        Some("off") => 0,
+        Some(word) => word
+            .parse()
+            .ok()
+            .filter(|us| *us <= MAX_POLL_US)
+            .ok_or(Refusal::Usage(POLL))?,
+        None => return Err(Refusal::Usage(POLL)),
+    };
+    end(words, POLL)?;
+    for core in 0..arch::cores() {
+        aio::context(core).set_poll_max_ns(us * 1000);
+    }
+    writeln!(out, "polling before sleep: {us} us")?;
+    Ok(Outcome::Done)
 }
 
 fn log_command(

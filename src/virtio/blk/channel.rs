@@ -111,7 +111,7 @@ impl Channel {
 
     /// Writes the header of the request that will get `head`, which the device does not have.
     #[inline(always)]
-    fn set_header(&mut self, head: u16, kind: u32, sector: u64) -> u64 {
+    pub(super) fn set_header(&mut self, head: u16, kind: u32, sector: u64) -> u64 {
         let header = self.header(head).as_ptr();
         // SAFETY: inside the table; the head is free, so the device neither reads nor writes this header now.
         unsafe {
@@ -257,12 +257,24 @@ impl Channel {
 
     #[inline(always)]
     fn finish(&mut self, head: u16) {
-        // SAFETY: inside the table. Read once, after the barrier in `pop` that follows the used index.
-        let status = unsafe { (&raw const (*self.header(head).as_ptr()).status).read_volatile() };
+        let status = self.status(head);
         let Some(request) = self.request(head).take() else {
             return;
         };
         block::complete(request, result(status));
+    }
+
+    /// The status byte that the device wrote for a head that was just popped.
+    #[inline(always)]
+    pub(super) fn status(&self, head: u16) -> u8 {
+        // SAFETY: inside the table. Read once, after the barrier in `pop` that follows the used index.
+        unsafe { (&raw const (*self.header(head).as_ptr()).status).read_volatile() }
+    }
+
+    /// Header and status of a chain whose header lies at `base`.
+    #[inline(always)]
+    pub(super) fn ends(base: u64) -> (Piece, Piece) {
+        (Piece::read(base + HEADER, 16), Piece::write(base + STATUS, 1))
     }
 
     /// Whether [`Channel::walk`] would find something.

@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`config`] | features, configuration fields and request types by number |
+//! | [`bare`] | reads on the bare queue, to compare with |
 //! | [`channel`] | one request queue on the core that owns it |
 //! | [`setup`] | from a transport to a running disk |
 //! | [`reset`] | stop, reset, take back, start again |
@@ -15,6 +16,7 @@
 //! once a queue and turn. **Completion**: the interrupt handler compares used indexes and sets the owner's notifier;
 //! its handler walks the used ring. While the owner's loop polls, interrupts are off and the poll check looks at the used
 //! index. **Configuration**: the home core's notifier; the field of the write cache is read and never written.
+mod bare;
 mod channel;
 mod config;
 #[cfg(test)]
@@ -26,7 +28,7 @@ mod tests;
 
 use crate::aio::{EventNotifier, Timer, TurnHook};
 use crate::arch::{self, CoreId};
-use crate::block::device::{BlockDevice, DeviceEvents, DeviceInfo};
+use crate::block::device::{BareLoad, BareReport, BlockDevice, DeviceEvents, DeviceInfo};
 use crate::block::{self, BlockError, Request};
 use crate::config::{DISKS, MAX_CORES};
 use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock};
@@ -357,6 +359,21 @@ impl BlockDevice for Blk {
             }
             Ok(())
         })
+    }
+
+    fn bare_reads(&self, load: &BareLoad) -> Result<BareReport, BlockError> {
+        let core = arch::current_core().ok_or(BlockError::Invalid)?;
+        let lane = self.lane(core);
+        if usize::from(lane.owner.load(Relaxed)) != core || load.block == 0 {
+            return Err(BlockError::Invalid);
+        }
+        let blocks = self.capacity.load(Acquire) / u64::from(load.block);
+        let report = lane.with(|channel| channel.bare_reads(load, blocks));
+        if report == Err(BlockError::Io) {
+            // Reads may still be under way into memory that is lent: only a reset ends that.
+            self.broken("the device failed a measurement on its bare queue");
+        }
+        report
     }
 
     fn reset(&self) {

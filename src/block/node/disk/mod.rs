@@ -135,7 +135,7 @@ impl Disk {
         }
     }
 
-    fn device(&self) -> &'static dyn BlockDevice {
+    pub(crate) fn device(&self) -> &'static dyn BlockDevice {
         match self.device.get() {
             Some(device) => *device,
             None => unreachable!("a disk is listed only once it has its device"),

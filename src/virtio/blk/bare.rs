@@ -1,0 +1,103 @@
+//! Reads on the bare ring: the limit that the block layer is measured against.
+//!
+//! The same queue, headers and barriers as [`channel`](super::channel), polled, with neither requests nor loop above.
+use super::channel::Channel;
+use super::config::{self, kind};
+use crate::arch;
+use crate::block::BlockError;
+use crate::block::device::{BareLoad, BareReport};
+use crate::virtio::queue::Piece;
+
+/// A device that answers nothing for this long ends the run, in ns.
+const PATIENCE_NS: u64 = 2_000_000_000;
+
+impl Channel {
+    /// See [`BlockDevice::bare_reads`](crate::block::BlockDevice::bare_reads). `blocks` is the disk's size in units of
+    /// the load's block.
+    pub(super) fn bare_reads(&mut self, load: &BareLoad, blocks: u64) -> Result<BareReport, BlockError> {
+        if self.stopped || self.queue.in_flight() != 0 || self.queue.staged() != 0 {
+            return Err(BlockError::Busy);
+        }
+        if blocks == 0 || load.depth == 0 || load.depth > self.queue.depth() / 4 * 3 {
+            return Err(BlockError::Invalid);
+        }
+        self.queue.disarm();
+        let kicks = self.queue.counters().kicks;
+        let begun = arch::now_ns();
+        let result = self.bare_loop(load, blocks, begun);
+        self.queue.arm();
+        let requests = result?;
+        Ok(BareReport {
+            requests,
+            kicks: self.queue.counters().kicks - kicks,
+            elapsed_ns: arch::now_ns().saturating_sub(begun),
+        })
+    }
+
+    fn bare_loop(&mut self, load: &BareLoad, blocks: u64, begun: u64) -> Result<u64, BlockError> {
+        let sectors = u64::from(load.block) / config::SECTOR;
+        let (mut random, mut position) = (load.seed | 1, 0);
+        let mut next = || {
+            if load.sequential {
+                position = if position + 1 < blocks { position + 1 } else { 0 };
+                return position * sectors;
+            }
+            random ^= random >> 12;
+            random ^= random << 25;
+            random ^= random >> 27;
+            let high = random.wrapping_mul(0x2545_F491_4F6C_DD1D);
+            ((u128::from(high) * u128::from(blocks)) >> 64) as u64 * sectors
+        };
+        let (mut sent, mut done, mut stop) = (0u64, 0u64, false);
+        for _ in 0..load.depth {
+            self.bare_read(load, next())?;
+            sent += 1;
+        }
+        self.queue.publish();
+        let mut heard_ns = begun;
+        while done < sent {
+            self.wait_used(heard_ns)?;
+            while let Some(used) = self.queue.pop().map_err(|_| BlockError::Io)? {
+                if self.status(used.head) != config::OK {
+                    stop = true;
+                }
+                done += 1;
+                if !stop && (load.count == 0 || sent < load.count) {
+                    self.bare_read(load, next())?;
+                    sent += 1;
+                }
+            }
+            self.queue.publish();
+            self.queue.disarm();
+            heard_ns = arch::now_ns();
+            stop |= heard_ns.saturating_sub(begun) >= load.duration_ns;
+        }
+        Ok(done)
+    }
+
+    #[inline(always)]
+    fn bare_read(&mut self, load: &BareLoad, sector: u64) -> Result<(), BlockError> {
+        let head = self.queue.next_head();
+        let base = self.set_header(head, kind::READ, sector);
+        // Heads are more than the depth: two reads may share memory, which harms no measurement.
+        let place = u64::from(head % load.depth) * u64::from(load.block);
+        let (header, status) = Self::ends(base);
+        self.queue
+            .add(&[header, Piece::write(load.memory + place, load.block), status])
+            .map(|_| ())
+            .map_err(|_| BlockError::Invalid)
+    }
+
+    /// Spins until something is used. Never inlined, so that an instruction counter can leave it out.
+    #[inline(never)]
+    fn wait_used(&mut self, since_ns: u64) -> Result<(), BlockError> {
+        let mut turns = 0u32;
+        while !self.queue.has_used() {
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(1 << 16) && arch::now_ns().saturating_sub(since_ns) > PATIENCE_NS {
+                return Err(BlockError::Io);
+            }
+        }
+        Ok(())
+    }
+}
