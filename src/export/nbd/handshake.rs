@@ -10,7 +10,7 @@
 //!                                ├─▶ GO, EXPORT_NAME: admission ──▶ reply ──▶ entered
 //!                                └─▶ ABORT: ack ──▶ close
 //! ```
-//! One instance a session, driven by [`Handshake::step`], which returns when it needs bytes, room or admission. Replies are
+//! One instance a session, driven by [`Handshake::step`], which returns when it needs bytes, room or admission; what options say is in [`options`](super::options). Replies are
 //! built in a small outbox, so a phase is left only when all of its reply is with the stream; nothing here grows with what
 //! the peer sends. The session enforces the deadline for the whole of it; waiting for admission does not count.
 #![forbid(unsafe_code)]
@@ -18,9 +18,7 @@
 use heapless::Vec;
 
 use super::io::{self, Progress};
-use super::payload::{GoPayload, MetaPayload};
-use super::wire::{self, Greeting, OptionHeader, OptionReply, info, option, reply};
-use super::{BlockSizes, export_flags};
+use super::wire::{self, Greeting, OptionHeader, OptionReply, option, reply};
 use crate::export::table::{self, Admission, Export, ExportId};
 use crate::net::stream::ByteStream;
 
@@ -61,6 +59,10 @@ bitflags::bitflags! {
 }
 
 /// What a step led to.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once a connection, and there is no heap for a box"
+)]
 pub(super) enum Outcome {
     /// Bytes or room are needed.
     Wait,
@@ -76,8 +78,9 @@ pub(super) enum Outcome {
     Abort(&'static str),
 }
 
+/// Where a handshake is.
 #[derive(Clone, Copy)]
-enum Phase {
+pub(super) enum Phase {
     Greeting,
     ClientFlags,
     OptionHead,
@@ -98,18 +101,18 @@ enum Phase {
 
 /// The state of one handshake.
 pub(super) struct Handshake {
-    phase: Phase,
-    bytes: Vec<u8, OPTION_BYTES>,
+    pub(super) phase: Phase,
+    pub(super) bytes: Vec<u8, OPTION_BYTES>,
     filled: usize,
     outbox: Vec<u8, OUTBOX_BYTES>,
     sent: usize,
     fixed_newstyle: bool,
-    no_zeroes: bool,
-    structured: bool,
-    context: Option<ExportId>,
-    chosen: Option<Export>,
-    size: u64,
-    counted: bool,
+    pub(super) no_zeroes: bool,
+    pub(super) structured: bool,
+    pub(super) context: Option<ExportId>,
+    pub(super) chosen: Option<Export>,
+    pub(super) size: u64,
+    pub(super) counted: bool,
 }
 
 impl Handshake {
@@ -237,7 +240,7 @@ impl Handshake {
         true
     }
 
-    fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         let pushed = self.outbox.extend_from_slice(bytes);
         debug_assert!(pushed.is_ok(), "the outbox is too small for a reply");
     }
@@ -255,7 +258,7 @@ impl Handshake {
         self.expect(Phase::OptionHead, OptionHeader::LEN);
     }
 
-    fn reply(&mut self, option: u32, kind: u32, parts: &[&[u8]]) {
+    pub(super) fn reply(&mut self, option: u32, kind: u32, parts: &[&[u8]]) {
         let length = parts.iter().map(|part| part.len() as u32).sum();
         self.push(
             &OptionReply {
@@ -269,7 +272,7 @@ impl Handshake {
     }
 
     /// The last (or only) reply to an option.
-    fn answer(&mut self, option: u32, kind: u32) {
+    pub(super) fn answer(&mut self, option: u32, kind: u32) {
         self.reply(option, kind, &[]);
         self.next_option();
     }
@@ -358,142 +361,6 @@ impl Handshake {
             _ => self.meta(option),
         }
         Ok(())
-    }
-
-    fn list_next(&mut self, last: Option<ExportId>) {
-        match table::next_after(last) {
-            None => self.answer(option::LIST, reply::ACK),
-            Some(export) => {
-                let length = (export.name.len() as u32).to_be_bytes();
-                let parts = [
-                    &length[..],
-                    export.name.as_bytes(),
-                    export.description.as_bytes(),
-                ];
-                self.reply(option::LIST, reply::SERVER, &parts);
-                self.phase = Phase::List(Some(export.id));
-            }
-        }
-    }
-
-    fn go(&mut self, option: u32) {
-        let Some(payload) = GoPayload::parse(&self.bytes) else {
-            return self.answer(option, reply::ERR_INVALID);
-        };
-        let Some(export) = table::find(payload.name) else {
-            return self.answer(option, reply::ERR_UNKNOWN);
-        };
-        let sizes = BlockSizes::of(export.backend);
-        // 512 is what a client that knows nothing keeps to; anything larger it has to have asked for.
-        if sizes.minimum > 512 && !payload.wants(info::BLOCK_SIZE) {
-            return self.answer(option, reply::ERR_BLOCK_SIZE_REQD);
-        }
-        let (name, description) = (payload.wants(info::NAME), payload.wants(info::DESCRIPTION));
-        if name {
-            self.reply(
-                option,
-                reply::INFO,
-                &[&info::NAME.to_be_bytes(), export.name.as_bytes()],
-            );
-        }
-        if description {
-            self.reply(
-                option,
-                reply::INFO,
-                &[
-                    &info::DESCRIPTION.to_be_bytes(),
-                    export.description.as_bytes(),
-                ],
-            );
-        }
-        let parts = [
-            &info::BLOCK_SIZE.to_be_bytes()[..],
-            &sizes.minimum.to_be_bytes(),
-            &sizes.preferred.to_be_bytes(),
-            &sizes.maximum.to_be_bytes(),
-        ];
-        self.reply(option, reply::INFO, &parts);
-        self.choose(export);
-        if option == option::GO {
-            self.phase = Phase::Admission { option };
-        } else {
-            self.push_export(option);
-            self.answer(option, reply::ACK);
-        }
-    }
-
-    /// Settles the export and the size that this client is told, and keeps.
-    fn choose(&mut self, export: Export) {
-        self.size = BlockSizes::of(export.backend).round(export.backend.size());
-        self.chosen = Some(export);
-    }
-
-    /// The size and flags of the chosen export, as INFO and GO send them.
-    fn push_export(&mut self, option: u32) {
-        let Some(export) = &self.chosen else { return };
-        let size = self.size.to_be_bytes();
-        let flags = export_flags(export, self.structured).to_be_bytes();
-        self.reply(
-            option,
-            reply::INFO,
-            &[&info::EXPORT.to_be_bytes(), &size, &flags],
-        );
-    }
-
-    fn meta(&mut self, option: u32) {
-        let set = option == option::SET_META_CONTEXT;
-        if set {
-            self.context = None;
-            if !self.structured {
-                return self.answer(option, reply::ERR_INVALID);
-            }
-        }
-        let Some(payload) = MetaPayload::parse(&self.bytes) else {
-            return self.answer(option, reply::ERR_INVALID);
-        };
-        let Some(export) = table::find(payload.name) else {
-            return self.answer(option, reply::ERR_UNKNOWN);
-        };
-        let everything = !set && payload.count == 0;
-        let matches = |query: &[u8]| query == wire::BASE_ALLOCATION || (!set && query == b"base:");
-        if everything || payload.queries().any(matches) {
-            let id = if set { CONTEXT_ID } else { 0 };
-            self.reply(
-                option,
-                reply::META_CONTEXT,
-                &[&id.to_be_bytes(), wire::BASE_ALLOCATION],
-            );
-            if set {
-                self.context = Some(export.id);
-            }
-        }
-        self.answer(option, reply::ACK);
-    }
-
-    /// Asks to enter the chosen export and, if admitted, says so to the client.
-    fn admit(&mut self, option: u32) -> Admission {
-        let Some(export) = &self.chosen else {
-            return Admission::Gone;
-        };
-        let admission = table::enter(export.id);
-        if admission != Admission::Admitted {
-            return admission;
-        }
-        self.counted = true;
-        if option == option::GO {
-            self.push_export(option);
-            self.reply(option, reply::ACK, &[]);
-        } else {
-            let size = self.size;
-            let flags = export_flags(export, self.structured);
-            self.push(&size.to_be_bytes());
-            self.push(&flags.to_be_bytes());
-            if !self.no_zeroes {
-                self.push(&[0; wire::EXPORT_NAME_ZEROES]);
-            }
-        }
-        self.phase = Phase::Enter;
-        Admission::Admitted
     }
 
     fn enter(&mut self) -> Outcome {

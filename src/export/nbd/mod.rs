@@ -2,8 +2,8 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`wire`], [`payload`] | the format on the wire: parsed forms and views |
-//! | `handshake` | negotiation |
+//! | [`wire`], [`constants`], [`payload`] | the format on the wire: parsed forms and views |
+//! | `handshake`, `options` | negotiation |
 //! | `session` | one connection: its states, what a step does |
 //! | `receive`, `submit`, `send` | its way in, to the backend and back, and out |
 //! | `operations` | the requests of a session |
@@ -24,12 +24,14 @@
 //! | extended headers, TLS | no | UNSUP, POLICY |
 #![forbid(unsafe_code)]
 
+pub mod constants;
 pub mod payload;
 pub mod wire;
 
 mod handshake;
 mod io;
 mod operations;
+mod options;
 mod quiet;
 mod receive;
 mod send;

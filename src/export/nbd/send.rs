@@ -38,6 +38,20 @@ enum Verdict {
     Later,
 }
 
+/// Sends all of a reply, or, without room for all, nothing.
+fn put(stream: &mut dyn ByteStream, reply: &[u8]) -> bool {
+    if stream.send_space() < reply.len() {
+        return false;
+    }
+    let taken = stream.send(reply);
+    debug_assert_eq!(
+        taken,
+        reply.len(),
+        "the stream took less than the room that it had"
+    );
+    true
+}
+
 impl Session {
     /// Sends what is ready, as far as the stream has room.
     pub(super) fn send(&mut self, stream: &mut dyn ByteStream) {
@@ -57,16 +71,13 @@ impl Session {
             let Some(&index) = self.finished.front() else {
                 return true;
             };
-            let reply = self.reply(index);
-            if stream.send_space() < reply.len() {
+            let sent = match self.simple(index) {
+                Some(reply) => put(stream, &reply.emit()),
+                None => put(stream, &self.chunk(index)),
+            };
+            if !sent {
                 return false;
             }
-            let taken = stream.send(&reply);
-            debug_assert_eq!(
-                taken,
-                reply.len(),
-                "the stream took less than the room that it had"
-            );
             self.finished.pop_front();
             self.operations.remove(index);
             self.moved = true;
@@ -182,9 +193,24 @@ impl Session {
         }
     }
 
-    /// The reply of a request that is done: an error, or a success without data.
-    fn reply(&mut self, index: u8) -> Vec<u8, REPLY_BYTES> {
+    /// The reply of a request that is done, if a simple one serves: a read or block status has to be answered with chunks
+    /// once these were agreed on.
+    fn simple(&mut self, index: u8) -> Option<SimpleReply> {
         let structured = self.is_structured();
+        let operation = self.operations.get(index);
+        let chunked = matches!(
+            operation.header.command,
+            command::READ | command::BLOCK_STATUS
+        );
+        let error = operation.error.map_or(0, |error| error as u32);
+        (!structured || !chunked).then_some(SimpleReply {
+            error,
+            cookie: operation.header.cookie,
+        })
+    }
+
+    /// The last chunk of a request that is done: an error, a success without data, or the block status.
+    fn chunk(&mut self, index: u8) -> Vec<u8, REPLY_BYTES> {
         let operation = *self.operations.get(index);
         let header = operation.header;
         let mut out = Vec::new();
@@ -192,88 +218,49 @@ impl Session {
             let pushed = out.extend_from_slice(bytes);
             debug_assert!(pushed.is_ok(), "a reply longer than its place");
         };
-        let cookie = header.cookie;
-        let flags = wire::CHUNK_DONE;
-        match (operation.error, header.command) {
-            (Some(error), command::READ) if structured => {
-                push(
-                    &ChunkHeader {
-                        flags,
-                        kind: chunk::ERROR_OFFSET,
-                        cookie,
-                        length: 4 + 2 + 8,
-                    }
-                    .emit(),
-                );
+        let head = |kind: u16, length: usize| {
+            let (flags, length) = (wire::CHUNK_DONE, length as u32);
+            ChunkHeader {
+                flags,
+                kind,
+                cookie: header.cookie,
+                length,
+            }
+            .emit()
+        };
+        let no_message = 0u16.to_be_bytes();
+        let is_read = header.command == command::READ;
+        let mut extents = Vec::new();
+        let mut error = operation.error;
+        if !is_read && error.is_none() {
+            let one = header.flags & command_flag::REQ_ONE != 0;
+            extents = self.extents(header.offset, header.length, one);
+            if extents.is_empty() {
+                // The export has shrunk since the request was checked.
+                error = Some(NbdError::Invalid);
+            }
+        }
+        match error {
+            Some(error) if is_read => {
+                push(&head(chunk::ERROR_OFFSET, 4 + 2 + 8));
                 push(&(error as u32).to_be_bytes());
-                push(&0u16.to_be_bytes());
+                push(&no_message);
                 push(&operation.error_at.to_be_bytes());
             }
-            (Some(error), command::BLOCK_STATUS) if structured => {
-                push(
-                    &ChunkHeader {
-                        flags,
-                        kind: chunk::ERROR,
-                        cookie,
-                        length: 4 + 2,
-                    }
-                    .emit(),
-                );
+            Some(error) => {
+                push(&head(chunk::ERROR, 4 + 2));
                 push(&(error as u32).to_be_bytes());
-                push(&0u16.to_be_bytes());
+                push(&no_message);
             }
-            (None, command::READ) if structured => {
-                push(
-                    &ChunkHeader {
-                        flags,
-                        kind: chunk::NONE,
-                        cookie,
-                        length: 0,
-                    }
-                    .emit(),
-                );
-            }
-            (None, command::BLOCK_STATUS) => {
-                let one = header.flags & command_flag::REQ_ONE != 0;
-                let extents = self.extents(header.offset, header.length, one);
-                if extents.is_empty() {
-                    // The export has shrunk since the request was checked.
-                    push(
-                        &ChunkHeader {
-                            flags,
-                            kind: chunk::ERROR,
-                            cookie,
-                            length: 4 + 2,
-                        }
-                        .emit(),
-                    );
-                    push(&(NbdError::Invalid as u32).to_be_bytes());
-                    push(&0u16.to_be_bytes());
-                } else {
-                    let length = 4 + extents.len() as u32 * 8;
-                    push(
-                        &ChunkHeader {
-                            flags,
-                            kind: chunk::BLOCK_STATUS,
-                            cookie,
-                            length,
-                        }
-                        .emit(),
-                    );
-                    push(&CONTEXT_ID.to_be_bytes());
-                    for (length, state) in extents {
-                        push(&length.to_be_bytes());
-                        push(&state.to_be_bytes());
-                    }
+            None if is_read => push(&head(chunk::NONE, 0)),
+            None => {
+                push(&head(chunk::BLOCK_STATUS, 4 + extents.len() * 8));
+                push(&CONTEXT_ID.to_be_bytes());
+                for (length, state) in extents {
+                    push(&length.to_be_bytes());
+                    push(&state.to_be_bytes());
                 }
             }
-            (error, _) => push(
-                &SimpleReply {
-                    error: error.map_or(0, |error| error as u32),
-                    cookie,
-                }
-                .emit(),
-            ),
         }
         out
     }

@@ -244,19 +244,26 @@ impl Session {
             status.active(now_ns);
         }
         if self.phase == Phase::Ending {
-            return self.finish_ending(stream, now_ns);
+            return self.finish_ending(stream, drained, now_ns);
         }
         let again = hungry && (freed || budget.bytes == 0 || budget.requests == 0);
         again.then_some(now_ns)
     }
 
     /// After the last request: closes when everything is answered, aborts when nothing moves any more.
-    fn finish_ending(&mut self, stream: &mut dyn ByteStream, now_ns: u64) -> Option<u64> {
+    fn finish_ending(
+        &mut self,
+        stream: &mut dyn ByteStream,
+        drained: bool,
+        now_ns: u64,
+    ) -> Option<u64> {
         if self.operations.len() == 0 {
             self.close(stream, self.reason.unwrap_or("closed"));
             return None;
         }
-        if self.moved || self.deadline_ns == 0 || self.in_flight > 0 {
+        // Only the client's own slowness counts.
+        let ours = drained || self.starved || self.in_flight > 0;
+        if self.moved || self.deadline_ns == 0 || ours {
             self.deadline_ns = now_ns.saturating_add(ENDING_NS);
         } else if now_ns >= self.deadline_ns {
             self.abort(stream, "the client does not take its last replies");

@@ -10,7 +10,9 @@
 //!
 //! The binary `ironthread-engine` serves disks to real clients; `tests/` holds the protocol's tests.
 
+mod connection;
 pub mod cores;
 pub mod device;
 pub mod memory;
 pub mod sockets;
+mod wire;

@@ -96,7 +96,10 @@ fn fault(text: &str, disks: &[Disk]) -> Option<()> {
         error: BlockError::Io,
     };
     disks.iter().find_map(|disk| match disk {
-        Disk::File(known, device, _) if known == name => Some(device.plant(fault)),
+        Disk::File(known, device, _) if known == name => {
+            device.plant(fault);
+            Some(())
+        }
         _ => None,
     })
 }
