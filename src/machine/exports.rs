@@ -70,11 +70,8 @@ fn add(disk: &'static Disk, writable: bool, name: &str, names: &mut String<160>)
         Err(why) => return error!("export '{name}': {why}; not exported"),
     };
     backend.set_read_only(!writable);
-    let added = match backend.add_listener(nbd::listener()) {
-        Ok(()) => export::add(name, &description, backend, writable).map(|_| ()),
-        Err(why) => return error!("export '{name}': {why}; not exported"),
-    };
-    if let Err(why) = added {
+    // It also makes the NBD server listen to the backend's drained sections.
+    if let Err(why) = export::add(name, &description, backend, writable) {
         return error!("export '{name}': {why}; not exported");
     }
     let separator = if names.is_empty() { "" } else { ", " };
