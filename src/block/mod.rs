@@ -33,6 +33,10 @@ pub mod error;
 pub mod node;
 mod queue;
 pub mod request;
+#[cfg(not(target_os = "none"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 mod token;
 mod watch;
 mod zero;

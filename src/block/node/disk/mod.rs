@@ -111,7 +111,6 @@ pub struct Disk {
     last_error: AtomicU32,
     resets: AtomicU32,
     last_reset_s: AtomicU32,
-    resize_pending: AtomicBool,
     reported: AtomicBool,
     queues: CoreArray<Queue>,
 }
@@ -129,7 +128,6 @@ impl Disk {
             last_error: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             last_reset_s: AtomicU32::new(0),
-            resize_pending: AtomicBool::new(false),
             reported: AtomicBool::new(false),
             queues: CoreArray::new([const { CachePadded::new(Queue::new()) }; MAX_CORES]),
         }

@@ -229,12 +229,8 @@ pub(super) fn kick() {
 }
 
 fn tell_sizes(_: usize) {
-    for disk in disks() {
-        if disk.resize_pending.swap(false, Ordering::AcqRel) {
-            for backend in backend::backends().filter(|b| b.root() == Some(disk.node())) {
-                backend.refresh();
-            }
-        }
+    for backend in backend::backends() {
+        backend.refresh();
     }
 }
 

@@ -165,7 +165,6 @@ impl DeviceEvents for Disk {
             return;
         }
         log::info!("{}: size {before} -> {capacity}", self.name());
-        self.resize_pending.store(true, Ordering::Release);
         registry::kick();
     }
 
