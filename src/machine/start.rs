@@ -36,6 +36,10 @@ pub struct Board {
     pub tree_window: AddressRange<usize>,
 }
 
+/// How long an IOThread looks for work before it sleeps, at most, in ns: a completion takes about half of it. Console `poll`
+/// changes it.
+const IOTHREAD_POLL_NS: u64 = 100_000;
+
 /// Cores other than 0 whose loop has come up, one bit each.
 static UP: AtomicU32 = AtomicU32::new(0);
 static BOARD: Once<&'static Board> = Once::new();
@@ -104,8 +108,8 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
         });
     }
     map(machine).map_err(|error| reason(format_args!("memory map: {error}")))?;
-    read_options(machine);
     read_clock(machine);
+    read_options(machine);
     start_interrupts(machine)?;
     metal::set_dump_hook(dump_trace);
     aio::main_context().attach(0);
@@ -349,6 +353,7 @@ fn secondary(core: CoreId) -> ! {
     if let Err(reason) = start_block(core) {
         panic!("core {core}: {reason}");
     }
+    context.set_poll_max_ns(IOTHREAD_POLL_NS);
     metal::irq_enable();
     UP.fetch_or(1 << core, Ordering::Release);
     aio::run_loop(context);
