@@ -22,7 +22,7 @@ def test_history(context):
             history.check_read(block, connections[block // 64 % 4].read(history.base + block * 4096, 64 * 4096),
                                history.acknowledged[block:block + 64])
         check(not history.complaints, f"at the end: {history.complaints[:5]}")
-        context.note(f"{history.reads} reads and {history.writes} writes judged; planted: {planted[0]}")
+        context.note(f"{history.reads} reads and {history.writes} writes judged, {history.torn} torn by a write beside them; planted: {planted[0]}")
         for connection in connections:
             connection.close()
         machine.power_off()

@@ -11,14 +11,12 @@ FAULTY = 48 << 20
 
 
 def counters(machine):
-    """What the console says that must return to zero, and the high-water marks."""
-    text = "\n".join(machine.console(f"info {what}") for what in ("connections", "disks", "memory", "drain"))
-    pairs = re.findall(r"([a-z][a-z -]*?)\s*[:=]?\s*(\d+)|(\d+)\s+([a-z][a-z -]*)", text)
-    return text
+    """What the console says of everything that must return to zero, and of the high-water marks."""
+    return "\n".join(machine.console(f"info {what}") for what in ("connections", "disks", "memory", "drain"))
 
 
 def in_flight(text):
-    """Sum of all `in flight` numbers of a console text."""
+    """Sum of all numbers in flight of a console text."""
     return sum(int(number) for pair in re.findall(r"in flight[ :=]+(\d+)|(\d+) in flight", text) for number in pair if number)
 
 
