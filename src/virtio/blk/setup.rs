@@ -98,6 +98,9 @@ fn bring_up(
     transport::start(transport)?;
     if let Some(first) = channels.first_mut() {
         info.serial = first.serial(arch::now_ns() + SERIAL_NS)?;
+        // The answer may have raised the line, which must be down when the interrupt is enabled: an edge is all
+        // that some controllers see.
+        transport.interrupt_ack(transport.interrupt_status());
     }
     let disk = NEXT.fetch_update(Relaxed, Relaxed, |n| (n < DISKS).then_some(n + 1));
     let disk = disk.map_err(|_| SetupError::TooMany)?;

@@ -81,6 +81,14 @@ pub fn start(tree: usize) -> MachineInfo {
         len: size,
     };
     add(device(info.uart.region.base, info.uart.region.size));
+    if let (Some(first), Some(last)) = (info.virtio.first(), info.virtio.last()) {
+        // The slots are smaller than a page and lie side by side.
+        let start = first.region.base & !0xfff;
+        add(device(
+            start,
+            (last.region.base + last.region.size - start).next_multiple_of(0x1000),
+        ));
+    }
     let addresses = match &info.gic {
         Gic::V2 {
             distributor,
