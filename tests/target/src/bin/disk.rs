@@ -139,6 +139,7 @@ fn measure(
     depth: u16,
     count: u64,
     duration_ns: u64,
+    bare: Option<&'static Disk>,
 ) -> bench::Report {
     let plan = bench::Plan {
         backend,
@@ -148,6 +149,7 @@ fn measure(
         sequential: false,
         duration_ns,
         count,
+        bare,
         seed: 88_172_645_463_325_252,
     };
     if let Err(error) = bench::start(plan, aio::context(core), Callback::new(&bench_done, 0)) {
@@ -215,14 +217,18 @@ fn main(tree: usize) -> ! {
     }
     assert!(count > 0, "no disk");
     let disks = &backends[..count];
-    for polling in [0, 100_000] {
+    let measured = ["bench", "count"]
+        .iter()
+        .any(|key| argument(&info, key).is_some());
+    // A disk that is measured need not keep what is written.
+    for polling in [0, 100_000].into_iter().filter(|_| !measured) {
         for core in 0..cores {
             aio::context(core).set_poll_max_ns(polling);
         }
         for (disk, node, backend) in disks.iter().flatten() {
             operations(backend);
             for core in 0..cores {
-                let report = measure(backend, core, 32, 3000, 5_000_000_000);
+                let report = measure(backend, core, 32, 3000, 5_000_000_000, None);
                 assert_eq!(report.requests, 3000);
             }
             // A reset under load: what was in flight fails, the rest goes on.
@@ -251,11 +257,13 @@ fn main(tree: usize) -> ! {
             for (disk, node, backend) in disks.iter().flatten() {
                 for depth in [1, 32, 128] {
                     let before = disk.counters();
-                    let report = measure(backend, home, depth, 0, ns);
+                    let report = measure(backend, home, depth, 0, ns, None);
                     let after = disk.counters();
+                    let bare = measure(backend, home, depth, 0, ns, Some(node));
                     say!(
-                        "bench {} polling={polling} depth={depth} iops={} p50={} interrupts={} kicks={} of {}",
+                        "bench {} polling={polling} depth={depth} bare={} iops={} p50={} interrupts={} kicks={} of {}",
                         node.name(),
+                        bare.iops(),
                         report.iops(),
                         report.latency_ns[0],
                         after.interrupts - before.interrupts,
@@ -267,17 +275,18 @@ fn main(tree: usize) -> ! {
         }
     }
     if let Some(words) = argument(&info, "count") {
-        // count=DEPTH,REQUESTS,POLLING
+        // count=DEPTH,REQUESTS,MODE: 0 by interrupts, 1 polling first, 2 the bare ring
         let mut words = words
             .split(',')
             .map(|word| word.parse::<u64>().unwrap_or(0));
         let mut next = || words.next().unwrap_or(0);
         let (depth, requests, polling) = (next() as u16, next(), next());
         for core in 0..cores {
-            aio::context(core).set_poll_max_ns(polling * 100_000);
+            aio::context(core).set_poll_max_ns((polling % 2) * 100_000);
         }
-        if let Some((_, _, backend)) = disks[0] {
-            measure(backend, home, depth, requests, 60_000_000_000);
+        if let Some((_, node, backend)) = disks[0] {
+            let bare = (polling == 2).then_some(node);
+            measure(backend, home, depth, requests, 60_000_000_000, bare);
         }
     }
     pass()
