@@ -236,6 +236,15 @@ pub fn wake_on(port: usize, slot: usize) {
     }
 }
 
+/// Takes no new connections from now on; those that are open go on. Any core.
+pub fn stop_listening() {
+    let Some(shared) = SHARED.get() else { return };
+    let stop = Callback::new(&|_| STACK.with(|stack| stack.stop_listening(arch::now_ns())), 0);
+    if shared.context.schedule_oneshot("net deaf", stop).is_err() {
+        log::warn!("net: still listening: no one-shot record is free");
+    }
+}
+
 /// Ends all listening and every connection, in bounded time; then calls `done` on the network's core. Any core; once.
 pub fn shutdown(done: Callback) {
     STOPPED.call_once(|| done);

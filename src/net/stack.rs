@@ -77,6 +77,8 @@ pub struct Stack {
     dirty: u32,
     sending: u32,
     rotation: usize,
+    /// No slot listens again.
+    deaf: bool,
     stopping: Option<u64>,
     last_refusal: u64,
     card_state: Option<CardState>,
@@ -105,6 +107,7 @@ impl Stack {
             dirty: 0,
             sending: 0,
             rotation: 0,
+            deaf: false,
             stopping: None,
             last_refusal: 0,
             card_state: None,
@@ -495,7 +498,8 @@ impl Stack {
             return;
         };
         let slot = &mut self.slots[index];
-        if self.stopping.is_some() {
+        if self.deaf {
+            slot.abort();
             slot.forget();
             slot.phase = Phase::Off;
         } else if handler.ready(local) {
@@ -642,31 +646,36 @@ impl Stack {
         self.check_card(now_ns);
     }
 
+    /// Takes no new connections; those that are open go on.
+    pub fn stop_listening(&mut self, now_ns: u64) {
+        self.deaf = true;
+        for index in 0..NET_SLOTS {
+            if matches!(self.slots[index].phase, Phase::Listening | Phase::Waiting) {
+                self.rest(index, now_ns);
+            }
+        }
+    }
+
     /// Ends everything: no more listening, each connection closed, reset where its peer does not follow in time.
     pub fn stop(&mut self, now_ns: u64) {
-        self.stopping = Some(now_ns + config::NET_SHUTDOWN_SECONDS * SECOND);
+        self.stop_listening(now_ns);
+        let limit = now_ns + config::NET_SHUTDOWN_SECONDS * SECOND;
+        self.stopping = Some(limit);
         for index in 0..NET_SLOTS {
-            match self.slots[index].phase {
-                Phase::Off => {}
-                Phase::Listening | Phase::Waiting => {
-                    self.slots[index].abort();
-                    self.rest(index, now_ns);
-                }
+            let slot = &mut self.slots[index];
+            match slot.phase {
+                Phase::Off | Phase::Listening | Phase::Waiting => {}
                 Phase::Opening => {
-                    self.slots[index].abort();
-                    self.slots[index].phase = Phase::Closing;
-                    self.slots[index].phase_deadline =
-                        now_ns + config::NET_SHUTDOWN_SECONDS * SECOND;
+                    slot.abort();
+                    slot.phase = Phase::Closing;
+                    slot.phase_deadline = limit;
                     self.sending |= 1 << index;
                 }
                 Phase::Open => {
-                    self.slots[index].wind_up();
+                    slot.wind_up();
                     self.close(index, CloseReason::Stopped, now_ns);
                 }
-                Phase::Closing => {
-                    let slot = &mut self.slots[index];
-                    slot.phase_deadline = now_ns + config::NET_SHUTDOWN_SECONDS * SECOND;
-                }
+                Phase::Closing => slot.phase_deadline = limit,
             }
         }
     }
