@@ -82,12 +82,13 @@ impl Addressing {
             dhcp,
         });
         let card = self.card;
-        let by = if dhcp { " by DHCP" } else { "" };
         match (address, gateway) {
+            // A static address is the operator's own word.
+            _ if !dhcp => {}
             (Some(address), Some(gateway)) => {
-                log::info!("{card}: {address}{by}, gateway {gateway}")
+                log::info!("{card}: {address} by DHCP, gateway {gateway}");
             }
-            (Some(address), None) => log::info!("{card}: {address}{by}"),
+            (Some(address), None) => log::info!("{card}: {address} by DHCP"),
             (None, _) => log::warn!("{card}: the lease is lost; asking again"),
         }
     }

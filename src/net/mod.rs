@@ -59,8 +59,6 @@ use stream::StreamHandler;
 pub enum NetError {
     /// It was started before.
     Started,
-    /// It was not started.
-    NotStarted,
     /// The tables of ports or slots are full.
     NoSlots,
     /// The context has no more records.
@@ -70,6 +68,16 @@ pub enum NetError {
 impl From<AioError> for NetError {
     fn from(error: AioError) -> Self {
         Self::Context(error)
+    }
+}
+
+impl core::fmt::Display for NetError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Started => f.write_str("started twice"),
+            Self::NoSlots => f.write_str("no slots left"),
+            Self::Context(error) => write!(f, "the event loop has no room: {error:?}"),
+        }
     }
 }
 
@@ -239,7 +247,10 @@ pub fn wake_on(port: usize, slot: usize) {
 /// Takes no new connections from now on; those that are open go on. Any core.
 pub fn stop_listening() {
     let Some(shared) = SHARED.get() else { return };
-    let stop = Callback::new(&|_| STACK.with(|stack| stack.stop_listening(arch::now_ns())), 0);
+    let stop = Callback::new(
+        &|_| STACK.with(|stack| stack.stop_listening(arch::now_ns())),
+        0,
+    );
     if shared.context.schedule_oneshot("net deaf", stop).is_err() {
         log::warn!("net: still listening: no one-shot record is free");
     }

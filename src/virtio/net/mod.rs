@@ -12,6 +12,8 @@
 mod header;
 mod receive;
 mod setup;
+#[cfg(test)]
+mod tests;
 mod transmit;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};

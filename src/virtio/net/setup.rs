@@ -16,7 +16,7 @@ use crate::virtio::queue::{QueueConfig, VirtQueue};
 use crate::virtio::transport::{self, SetupError, Transport};
 
 /// Feature bits of a network card.
-mod feature {
+pub(super) mod feature {
     pub const CSUM: u64 = 1 << 0;
     pub const GUEST_CSUM: u64 = 1 << 1;
     pub const MAC: u64 = 1 << 5;
@@ -31,7 +31,8 @@ mod feature {
 /// Largest IP packet that goes over the wire.
 const MTU: usize = 1500;
 
-const MEMORY_BYTES: usize = NET_RING * NET_RX_BUFFER + NET_TX_RING_BYTES + COPY_BYTES + PAGE;
+pub(super) const MEMORY_BYTES: usize =
+    NET_RING * NET_RX_BUFFER + NET_TX_RING_BYTES + COPY_BYTES + PAGE;
 const _: () = assert!(COPY_BYTES >= 65_535 + ETHERNET_HEADER + super::header::LONG);
 const _: () = assert!(NET_MAX_FRAME > MTU + ETHERNET_HEADER && NET_MAX_FRAME <= 65_535);
 const _: () = assert!(
@@ -78,11 +79,17 @@ fn wanted(transport: &dyn Transport) -> u64 {
     wanted
 }
 
-fn mac(transport: &dyn Transport, features: u64) -> [u8; 6] {
+/// The address that the device's configuration holds.
+fn configured_mac(transport: &dyn Transport) -> [u8; 6] {
     let mut mac = [0; 6];
     for (at, byte) in mac.iter_mut().enumerate() {
         *byte = transport.config_u8(at);
     }
+    mac
+}
+
+fn usable_mac(transport: &dyn Transport, features: u64) -> [u8; 6] {
+    let mac = configured_mac(transport);
     if features & feature::MAC == 0 || mac[0] & 1 != 0 || mac == [0; 6] {
         // A device without an address of its own, or with one that is none: a local one.
         return [0x02, 0x69, 0x74, 0, 0, 1];
@@ -123,7 +130,7 @@ pub(super) fn set_up(
     let transmitter = Transmitter::new(transmit, carve(NET_TX_RING_BYTES)?, longest, long, split);
     let info = CardInfo {
         name,
-        mac: mac(transport, features),
+        mac: usable_mac(transport, features),
         mtu: MTU,
         transmit_checksum: has(feature::CSUM),
         segmentation,
