@@ -296,7 +296,10 @@ fn begin(_: usize) {
 
 /// A run on the bare queue, from begin to end.
 fn bare(disk: &'static Disk, plan: &Plan, done: Callback) {
-    let mut report = Report { block: plan.block, ..Report::NONE };
+    let mut report = Report {
+        block: plan.block,
+        ..Report::NONE
+    };
     if let Some(memory) = BUFFERS.alloc_contiguous(plan.block as usize * usize::from(plan.depth)) {
         let load = BareLoad {
             depth: plan.depth,

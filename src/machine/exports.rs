@@ -6,7 +6,7 @@ use core::fmt::Write;
 use heapless::String;
 use log::{error, info};
 
-use super::options::{DiskSelector, ExportOption, Options};
+use super::options::{DiskSelector, Options};
 use crate::block::{self, Backend, Disk};
 use crate::export::nbd::{self, Phase};
 use crate::export::{self, RemoveMode};

@@ -41,7 +41,11 @@ pub fn home() -> CoreId {
 
 /// Sets the card up, and stack and server on their core. Core 0, before its loop runs; after the exports.
 pub fn start(machine: &MachineInfo, options: &Options) {
-    let cards = || probe::devices().rev().filter(|(_, device)| device.identity().device_type == probe::NETWORK);
+    let cards = || {
+        probe::devices()
+            .rev()
+            .filter(|(_, device)| device.identity().device_type == probe::NETWORK)
+    };
     if options.ip == IpConfig::Off {
         return info!("network: off");
     }
@@ -51,7 +55,10 @@ pub fn start(machine: &MachineInfo, options: &Options) {
         Nic::Mac(wanted) => cards().find(|(_, device)| mac(device) == wanted),
     };
     for (slot, device) in cards().filter(|(slot, _)| Some(*slot) != chosen.map(|(slot, _)| slot)) {
-        info!("network: card {} in slot {slot} is not used", Mac(mac(device)));
+        info!(
+            "network: card {} in slot {slot} is not used",
+            Mac(mac(device))
+        );
     }
     let Some((slot, device)) = chosen else {
         return match options.nic {
@@ -73,7 +80,10 @@ pub fn start(machine: &MachineInfo, options: &Options) {
     if let Err(why) = routed {
         return error!("network: {why}; no network");
     }
-    PLAN.call_once(|| Plan { card, config: config(options) });
+    PLAN.call_once(|| Plan {
+        card,
+        config: config(options),
+    });
     if let Err(why) = aio::run_and_wait(aio::context(home()), Callback::new(&start_here, 0)) {
         return error!("network: {why:?}; no network");
     }
@@ -85,13 +95,22 @@ pub fn start(machine: &MachineInfo, options: &Options) {
 
 fn config(options: &Options) -> NetConfig {
     // Without a port nobody is admitted anywhere.
-    let allow = if options.listen.is_none() { Some(heapless::Vec::new()) } else { options.allow.clone() };
+    let allow = if options.listen.is_none() {
+        Some(heapless::Vec::new())
+    } else {
+        options.allow.clone()
+    };
     NetConfig {
         ip: options.ip,
-        listen: options.listen.unwrap_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, NBD_PORT)),
+        listen: options
+            .listen
+            .unwrap_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, NBD_PORT)),
         allow: AllowList(allow),
         // Wall time and the moment of the boot differ from boot to boot.
-        seed: kept::wall_seconds(0).unwrap_or(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ arch::now_ns(),
+        seed: kept::wall_seconds(0)
+            .unwrap_or(1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            ^ arch::now_ns(),
     }
 }
 
@@ -147,7 +166,10 @@ impl core::fmt::Display for Mac {
 /// Ends listening and connections; see [`is_stopped`]. Core 0.
 pub fn stop() {
     if !STOPPED.load(Ordering::Acquire) {
-        net::shutdown(Callback::new(&|_| STOPPED.store(true, Ordering::Release), 0));
+        net::shutdown(Callback::new(
+            &|_| STOPPED.store(true, Ordering::Release),
+            0,
+        ));
     }
 }
 

@@ -9,16 +9,15 @@
 //! start with a sentence on the console and the machine stops, any other is reported and left out.
 #![forbid(unsafe_code)]
 
-use core::fmt::Write as _;
 use core::ops::Range as AddressRange;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use heapless::{String, Vec};
+use heapless::Vec;
 use log::{error, info, warn};
 use spin::Once;
 
 use super::options::{OnPanic, Options};
-use super::tree::{Gic, MAX_BOOTARGS, MAX_TREE_BYTES, MachineInfo, PsciMethod, Region};
+use super::tree::{Gic, MAX_BOOTARGS, MAX_TREE_BYTES, MachineInfo, PsciMethod, Region, TreeError};
 use super::{exports, network, power, serial, storage, surface};
 use crate::arch::aarch64::{self as metal, Conduit, GicAddresses, Range, StopAction};
 use crate::arch::{self, CoreId, mmio};
@@ -61,14 +60,27 @@ pub fn options() -> Option<&'static Options> {
     OPTIONS.get()
 }
 
-/// A sentence about what the start cannot do without.
-type Reason = String<160>;
+/// What the start cannot do without. `Display` gives the sentence on the console.
+enum StartError {
+    Tree(TreeError),
+    Map(metal::MapError),
+    Interrupts(metal::GicError),
+    Block(block::BlockError),
+    Serial(serial::SerialError),
+    Console(aio::AioError),
+}
 
-fn reason(text: core::fmt::Arguments<'_>) -> Reason {
-    let mut out = Reason::new();
-    // What does not fit is cut.
-    let _ = out.write_fmt(text);
-    out
+impl core::fmt::Display for StartError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            StartError::Tree(error) => write!(f, "{error}"),
+            StartError::Map(error) => write!(f, "memory map: {error}"),
+            StartError::Interrupts(error) => write!(f, "{error}"),
+            StartError::Block(error) => write!(f, "block layer: {error}"),
+            StartError::Serial(error) => write!(f, "{error}"),
+            StartError::Console(error) => write!(f, "console: {error:?}"),
+        }
+    }
 }
 
 /// Starts the machine whose device tree is at `tree` and runs core 0's loop until power-off. Called once by the board,
@@ -77,8 +89,8 @@ pub fn run(board: &'static Board, tree: usize) -> ! {
     BOARD.call_once(|| board);
     kept::install(log::LevelFilter::Info, emergency);
     info!("ironthread {} on {}", env!("CARGO_PKG_VERSION"), board.name);
-    if let Err(reason) = start(board, tree) {
-        metal::stop_with(format_args!("{reason}"));
+    if let Err(error) = start(board, tree) {
+        metal::stop_with(format_args!("{error}"));
     }
     aio::run_loop(aio::main_context());
     power::switch_off()
@@ -97,9 +109,9 @@ pub(super) fn emergency(bytes: &[u8]) {
     }
 }
 
-fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
+fn start(board: &'static Board, tree: usize) -> Result<(), StartError> {
     let bytes = metal::tree_at(tree, board.tree_window.clone(), MAX_TREE_BYTES);
-    let parsed = MachineInfo::parse(bytes).map_err(|error| reason(format_args!("{error}")))?;
+    let parsed = MachineInfo::parse(bytes).map_err(StartError::Tree)?;
     let machine = INFO.call_once(|| parsed);
     if let Some(method) = machine.psci {
         metal::set_conduit(match method {
@@ -107,14 +119,14 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
             PsciMethod::Smc => Conduit::Smc,
         });
     }
-    map(machine).map_err(|error| reason(format_args!("memory map: {error}")))?;
+    map(machine).map_err(StartError::Map)?;
     read_clock(machine);
     read_options(machine);
     start_interrupts(machine)?;
     metal::set_dump_hook(dump_trace);
     aio::main_context().attach(0);
     start_block(0)?;
-    serial::start(&machine.uart).map_err(|error| reason(format_args!("{error}")))?;
+    serial::start(&machine.uart).map_err(StartError::Serial)?;
     metal::irq_enable();
     start_cores(machine);
     report_memory(machine);
@@ -126,8 +138,7 @@ fn start(board: &'static Board, tree: usize) -> Result<(), Reason> {
         network::start(machine, options);
     }
     info!("ready in {} ms", arch::now_ns() / 1_000_000);
-    console::start(&serial::SERIAL, &surface::SURFACE)
-        .map_err(|error| reason(format_args!("console: {error:?}")))
+    console::start(&serial::SERIAL, &surface::SURFACE).map_err(StartError::Console)
 }
 
 fn ranges<const N: usize>(regions: &[Region], make: fn(u64, u64) -> Range) -> Vec<Range, N> {
@@ -257,7 +268,7 @@ fn read_clock(machine: &MachineInfo) {
     }
 }
 
-fn start_interrupts(machine: &MachineInfo) -> Result<(), Reason> {
+fn start_interrupts(machine: &MachineInfo) -> Result<(), StartError> {
     let addresses = match &machine.gic {
         Gic::V2 {
             distributor,
@@ -281,11 +292,11 @@ fn start_interrupts(machine: &MachineInfo) -> Result<(), Reason> {
     };
     metal::start_gic(addresses, machine.timer_interrupt)
         .and_then(|()| metal::start_gic_core())
-        .map_err(|error| reason(format_args!("{error}")))
+        .map_err(StartError::Interrupts)
 }
 
-fn start_block(core: CoreId) -> Result<(), Reason> {
-    block::start_core(core).map_err(|error| reason(format_args!("block layer: {error}")))
+fn start_block(core: CoreId) -> Result<(), StartError> {
+    block::start_core(core).map_err(StartError::Block)
 }
 
 /// The last events of a core's loop, for a report.
@@ -350,8 +361,8 @@ fn secondary(core: CoreId) -> ! {
     }
     let context = aio::context(core);
     context.attach(core);
-    if let Err(reason) = start_block(core) {
-        panic!("core {core}: {reason}");
+    if let Err(error) = start_block(core) {
+        panic!("core {core}: {error}");
     }
     context.set_poll_max_ns(IOTHREAD_POLL_NS);
     metal::irq_enable();

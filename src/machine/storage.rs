@@ -42,14 +42,20 @@ pub(super) fn route(
     handler: fn(usize),
     argument: usize,
 ) -> Result<(), InterruptError> {
-    let trigger = if device.edge { Trigger::Edge } else { Trigger::Level };
+    let trigger = if device.edge {
+        Trigger::Edge
+    } else {
+        Trigger::Level
+    };
     register_interrupt(device.interrupt, trigger, core, handler, argument)
 }
 
 /// Sets every disk up. Core 0, once, after the other cores have come up.
 pub fn start(machine: &MachineInfo) {
     let is_disk = |device: &&Mmio| device.identity().device_type == probe::DISK;
-    let mut left = probe::devices().filter(|(_, device)| is_disk(device)).count();
+    let mut left = probe::devices()
+        .filter(|(_, device)| is_disk(device))
+        .count();
     let mut shown: String<160> = String::new();
     let mut total = 0;
     for (slot, device) in probe::devices().rev().filter(|(_, device)| is_disk(device)) {
@@ -65,7 +71,13 @@ pub fn start(machine: &MachineInfo) {
             let mut entry: String<48> = String::new();
             let separator = if total == 0 { "" } else { ", " };
             // 48 bytes hold name, serial and size.
-            let _ = write!(entry, "{separator}{} {} {}", view.name, view.serial, Size(view.info.size));
+            let _ = write!(
+                entry,
+                "{separator}{} {} {}",
+                view.name,
+                view.serial,
+                Size(view.info.size)
+            );
             if shown.push_str(&entry).is_err() && !shown.ends_with("...") {
                 let _ = shown.push_str(", ...");
             }
@@ -109,7 +121,10 @@ fn add(
     home: CoreId,
     share: usize,
 ) -> Result<(), Refusal> {
-    let place = HANDLED.iter().position(|place| place.get().is_none()).ok_or(Refusal::TooMany)?;
+    let place = HANDLED
+        .iter()
+        .position(|place| place.get().is_none())
+        .ok_or(Refusal::TooMany)?;
     let blk = blk::add(device, home, arch::cores(), share, &DMA).map_err(Refusal::Setup)?;
     HANDLED[place].call_once(|| blk);
     let line = machine.virtio.get(slot).ok_or(Refusal::TooMany)?;
@@ -129,5 +144,9 @@ fn on_interrupt(place: usize) {
 
 /// Notifications that were written to disks.
 pub fn kicks() -> u64 {
-    HANDLED.iter().filter_map(Once::get).map(|blk| blk.counters().kicks).sum()
+    HANDLED
+        .iter()
+        .filter_map(Once::get)
+        .map(|blk| blk.counters().kicks)
+        .sum()
 }

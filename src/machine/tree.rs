@@ -537,7 +537,11 @@ fn one_region(node: &FdtNode<'_>, name: &'static str) -> Result<Region, TreeErro
 }
 
 /// Interrupt `index` of a node in the GIC's three-cell form: the id that the GIC counts, and whether it is an edge.
-fn interrupt(node: &FdtNode<'_>, index: usize, name: &'static str) -> Result<(u32, bool), TreeError> {
+fn interrupt(
+    node: &FdtNode<'_>,
+    index: usize,
+    name: &'static str,
+) -> Result<(u32, bool), TreeError> {
     let entry = node
         .property("interrupts")
         .and_then(|property| property.as_prop_encoded_array([1, 1, 1]).ok())
@@ -557,7 +561,11 @@ fn interrupt(node: &FdtNode<'_>, index: usize, name: &'static str) -> Result<(u3
 
 fn device(node: &FdtNode<'_>, name: &'static str) -> Result<Device, TreeError> {
     let (interrupt, edge) = interrupt(node, 0, name)?;
-    Ok(Device { region: one_region(node, name)?, interrupt, edge })
+    Ok(Device {
+        region: one_region(node, name)?,
+        interrupt,
+        edge,
+    })
 }
 
 #[cfg(test)]

@@ -24,8 +24,7 @@ use crate::block::{self, Backend, Operation, Request, request};
 use crate::sync::{HomeCell, PAGE_SIZE, PageArena};
 
 /// How the command is used.
-pub(super) const USAGE: &str =
-    "bench disk vdN|null read|write SIZE [seq|rand] [qd N] [SECONDS | count N] [--destroy SERIAL]; \
+pub(super) const USAGE: &str = "bench disk vdN|null read|write SIZE [seq|rand] [qd N] [SECONDS | count N] [--destroy SERIAL]; \
      bench ring vdN read SIZE …: the bare virtqueue, to compare with";
 
 /// Longest run, in seconds.
@@ -77,11 +76,10 @@ pub(super) fn start(words: &mut Words<'_>, system: &'static dyn System) -> Resul
         return Err(Refusal::Reason("another bench is not over"));
     }
     let job = parse(words, system)?;
-    let backend = Backend::create("bench", "bench", job.node)
-        .map_err(|error| {
-            log::warn!("bench: no backend: {error}");
-            Refusal::Reason("no backend for the bench: the last one may not be over")
-        })?;
+    let backend = Backend::create("bench", "bench", job.node).map_err(|error| {
+        log::warn!("bench: no backend: {error}");
+        Refusal::Reason("no backend for the bench: the last one may not be over")
+    })?;
     let look = job.look;
     STATE.with(|state| {
         state.job = Some(job);
@@ -295,7 +293,9 @@ fn end() {
         state.job = None;
         state.backend.take()
     });
-    let Some(backend) = backend else { return console::finished() };
+    let Some(backend) = backend else {
+        return console::finished();
+    };
     // The last request's token is dropped after its completion: a drain waits for it.
     if let Err(error) = backend.drain_begin(Callback::new(&delete, backend.index())) {
         log::warn!("bench: backend not drained: {error}");

@@ -114,11 +114,7 @@ impl Editor {
                 let _ = out.write_str("\n");
                 return Event::Line;
             }
-            0x08 | 0x7f => {
-                if self.line.pop().is_some() {
-                    let _ = out.write_str("\x08 \x08");
-                }
-            }
+            0x08 | 0x7f => self.rub_out(out),
             0x03 => {
                 let _ = out.write_str("^C\n");
                 self.line.clear();
@@ -152,6 +148,12 @@ impl Editor {
             _ => {}
         }
         Event::None
+    }
+
+    fn rub_out(&mut self, out: &mut dyn Write) {
+        if self.line.pop().is_some() {
+            let _ = out.write_str("\x08 \x08");
+        }
     }
 
     fn redraw(&self, out: &mut dyn Write) {

@@ -14,7 +14,11 @@ const PATIENCE_NS: u64 = 2_000_000_000;
 impl Channel {
     /// See [`BlockDevice::bare_reads`](crate::block::BlockDevice::bare_reads). `blocks` is the disk's size in units of
     /// the load's block.
-    pub(super) fn bare_reads(&mut self, load: &BareLoad, blocks: u64) -> Result<BareReport, BlockError> {
+    pub(super) fn bare_reads(
+        &mut self,
+        load: &BareLoad,
+        blocks: u64,
+    ) -> Result<BareReport, BlockError> {
         if self.stopped || self.queue.in_flight() != 0 || self.queue.staged() != 0 {
             return Err(BlockError::Busy);
         }
@@ -39,7 +43,11 @@ impl Channel {
         let (mut random, mut position) = (load.seed | 1, 0);
         let mut next = || {
             if load.sequential {
-                position = if position + 1 < blocks { position + 1 } else { 0 };
+                position = if position + 1 < blocks {
+                    position + 1
+                } else {
+                    0
+                };
                 return position * sectors;
             }
             random ^= random >> 12;
@@ -83,7 +91,11 @@ impl Channel {
         let place = u64::from(head % load.depth) * u64::from(load.block);
         let (header, status) = Self::ends(base);
         self.queue
-            .add(&[header, Piece::write(load.memory + place, load.block), status])
+            .add(&[
+                header,
+                Piece::write(load.memory + place, load.block),
+                status,
+            ])
             .map(|_| ())
             .map_err(|_| BlockError::Invalid)
     }
@@ -94,7 +106,9 @@ impl Channel {
         let mut turns = 0u32;
         while !self.queue.has_used() {
             turns = turns.wrapping_add(1);
-            if turns.is_multiple_of(1 << 16) && arch::now_ns().saturating_sub(since_ns) > PATIENCE_NS {
+            if turns.is_multiple_of(1 << 16)
+                && arch::now_ns().saturating_sub(since_ns) > PATIENCE_NS
+            {
                 return Err(BlockError::Io);
             }
         }

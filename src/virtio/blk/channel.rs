@@ -274,7 +274,10 @@ impl Channel {
     /// Header and status of a chain whose header lies at `base`.
     #[inline(always)]
     pub(super) fn ends(base: u64) -> (Piece, Piece) {
-        (Piece::read(base + HEADER, 16), Piece::write(base + STATUS, 1))
+        (
+            Piece::read(base + HEADER, 16),
+            Piece::write(base + STATUS, 1),
+        )
     }
 
     /// Whether [`Channel::walk`] would find something.
