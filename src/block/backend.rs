@@ -97,7 +97,8 @@ impl PerCore {
 struct Meta {
     live: bool,
     name: Name,
-    user: &'static str,
+    /// `None` instead of an empty text, so that the arena is all zeroes and lies in `.bss`.
+    user: Option<&'static str>,
     root: Option<NodeId>,
 }
 
@@ -148,7 +149,7 @@ impl Backend {
             meta: IrqLock::new(Meta {
                 live: false,
                 name: Name::new(),
-                user: "",
+                user: None,
                 root: None,
             }),
             index: AtomicU32::new(0),
@@ -196,7 +197,7 @@ impl Backend {
         {
             let mut meta = backend.meta.lock();
             meta.live = true;
-            meta.user = user;
+            meta.user = Some(user);
             meta.root = Some(root);
             meta.name.clear();
             let _ = meta.name.write_str(name);
@@ -241,7 +242,7 @@ impl Backend {
 
     /// Who uses it.
     pub fn user(&self) -> &'static str {
-        self.meta.lock().user
+        self.meta.lock().user.unwrap_or("")
     }
 
     /// Its root node.

@@ -25,7 +25,9 @@ pub(crate) fn start() -> Result<(), BlockError> {
         .timer("block watch", Callback::new(&second, 0))
         .map_err(|_| BlockError::NoMemory)?;
     TIMER.with(|slot| *slot = Some(timer));
-    timer.arm_at(arch::now_ns() + SECOND_NS);
+    let now_ns = arch::now_ns();
+    TICK.store((now_ns / SECOND_NS) as u32, Ordering::Relaxed);
+    timer.arm_at(now_ns + SECOND_NS);
     Ok(())
 }
 

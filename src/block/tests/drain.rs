@@ -346,16 +346,7 @@ fn a_synchronous_drain_waits_and_its_guard_ends_it() {
     let mut rig = rig(1);
     let f = rig.disk(with_flush(1 << 20));
     f.device.set_automatic(true);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // The other cores, on a thread of their own: the main loop waits for them.
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                for core in 1..crate::config::MAX_CORES {
-                    on(core, || aio::context(core).poll(false));
-                }
-            }
-        });
+    rig.with_others(|| {
         on(0, || {
             f.backend.submit(request(write(0, 4096, 1), 1));
             let guard = f.backend.drained().unwrap();
@@ -364,11 +355,41 @@ fn a_synchronous_drain_waits_and_its_guard_ends_it() {
             drop(guard);
             assert_eq!(f.backend.quiesce_count(), 0);
         });
-        over.store(true, Ordering::Relaxed);
     });
     on(1, || {
         assert_eq!(f.backend.drained().map(drop), Err(BlockError::Invalid))
     });
+    rig.finish();
+}
+
+#[test]
+fn the_asynchronous_drain_is_refused_under_a_lock_and_the_synchronous_one_is_not() {
+    let mut rig = rig(1);
+    let f = rig.disk(with_flush(1 << 20));
+    CALLED.store(0, Ordering::Relaxed);
+    on(0, || {
+        let _held = aio::main_context().lock();
+        let refused = f.backend.drain_begin(Callback::new(&called, 0));
+        assert_eq!(refused, Err(BlockError::Busy));
+        assert_eq!(drain_all_begin(Callback::new(&called, 0)), Err(BlockError::Busy));
+        assert_eq!(f.backend.quiesce_count(), 0);
+        // The synchronous one gives the main context back while it waits, and takes it again.
+        let guard = rig.with_others(|| f.backend.drained().unwrap());
+        assert!(f.backend.is_quiet());
+        drop(guard);
+    });
+    rig.settle();
+    assert_eq!(CALLED.load(Ordering::Relaxed), 0);
+    // From a bottom half, whose poll holds the loop's own level, it is not refused.
+    fn from_loop(index: usize) {
+        let backend = backend(index).unwrap();
+        backend.drain_begin(Callback::new(&called, 0)).unwrap();
+    }
+    let begin = Callback::new(&from_loop, f.backend.index());
+    on(0, || aio::main_context().schedule_oneshot("begin", begin).unwrap());
+    rig.settle();
+    assert_eq!(CALLED.load(Ordering::Relaxed), 1);
+    rig.undrain(f.backend);
     rig.finish();
 }
 

@@ -8,7 +8,7 @@ mod pool;
 
 use std::boxed::Box;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::vec::Vec;
 
 use super::node::disk::Disk;
@@ -106,6 +106,23 @@ impl Rig {
             }
         }
         panic!("the cores do not come to rest");
+    }
+
+    /// Runs `f` while the other cores run on a thread of their own: for what waits in the main loop.
+    pub fn with_others<R>(&self, f: impl FnOnce() -> R) -> R {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for core in 1..crate::config::MAX_CORES {
+                        on(core, || aio::context(core).poll(false));
+                    }
+                }
+            });
+            let result = f();
+            over.store(true, Ordering::Relaxed);
+            result
+        })
     }
 
     /// Lets the device answer what it holds, all cores, again and again, until nothing is left.

@@ -109,6 +109,8 @@ pub struct Disk {
     /// See [`state`].
     state: AtomicU32,
     last_error: AtomicU32,
+    /// When an error was last logged, in seconds plus one.
+    logged_s: AtomicU32,
     resets: AtomicU32,
     last_reset_s: AtomicU32,
     reported: AtomicBool,
@@ -126,6 +128,7 @@ impl Disk {
             capacity: AtomicU64::new(0),
             state: AtomicU32::new(0),
             last_error: AtomicU32::new(0),
+            logged_s: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             last_reset_s: AtomicU32::new(0),
             reported: AtomicBool::new(false),
@@ -378,7 +381,10 @@ impl Disk {
         request.restore(&frame);
         let counters = &self.queues.get(core).counters;
         counters.book(frame.operation, frame.len, request.result);
-        if let Err(error) = request.result {
+        if let Err(error) = request.result
+            && frame.stage & LAUNCHED != 0
+        {
+            // The device's own: what was refused before it got there is the client's, or a consequence.
             self.note_error(&frame, error);
         }
         Ascent::Up(request)

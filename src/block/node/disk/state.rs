@@ -96,6 +96,11 @@ impl Disk {
     pub(super) fn note_error(&self, frame: &Frame, error: BlockError) {
         let code = u32::from(error.code()) | (frame.operation.index() as u32) << 8;
         self.last_error.store(code, Ordering::Relaxed);
+        // A line a second at most: a dead disk fails thousands of requests in that time; the counters have them all.
+        let now = watch::tick() + 1;
+        if self.logged_s.swap(now, Ordering::Relaxed) == now {
+            return;
+        }
         log::warn!(
             "{}: {} of {} at {}: {error}",
             self.name(),
