@@ -14,20 +14,22 @@ const FREE: u32 = 0;
 const OWNED: u32 = 1;
 const PARKED: u32 = 2;
 
-struct Slot<T> {
+struct Slot<T: 'static> {
     /// FREE, OWNED or PARKED.
     state: AtomicU32,
     value: UnsafeCell<MaybeUninit<T>>,
+    /// The pool, written by `alloc`: here and not in the box, so that a box is one pointer and moves in a register.
+    home: UnsafeCell<MaybeUninit<&'static dyn Home<T>>>,
 }
 
 /// What a box needs of its pool, without the pool's size in its type.
-trait Home<T>: Sync {
+trait Home<T: 'static>: Sync {
     fn index_of(&self, slot: NonNull<Slot<T>>) -> usize;
     fn give_back(&self, index: usize);
 }
 
 /// `N` records of `T`. All functions from any core; [`Pool::alloc`] and dropping a box from interrupt handlers too.
-pub struct Pool<T, const N: usize> {
+pub struct Pool<T: 'static, const N: usize> {
     free: IndexStack<N>,
     slots: [Slot<T>; N],
 }
@@ -45,6 +47,7 @@ impl<T, const N: usize> Pool<T, N> {
                 Slot {
                     state: AtomicU32::new(FREE),
                     value: UnsafeCell::new(MaybeUninit::uninit()),
+                    home: UnsafeCell::new(MaybeUninit::uninit()),
                 }
             }; N],
         }
@@ -78,11 +81,13 @@ impl<T: Send, const N: usize> Pool<T, N> {
         };
         let slot = &self.slots[index];
         // SAFETY: the index came from the free stack, so no box and no parked value exists for this slot.
-        unsafe { (*slot.value.get()).write(value) };
+        unsafe {
+            (*slot.value.get()).write(value);
+            (*slot.home.get()).write(self);
+        }
         slot.state.store(OWNED, Ordering::Relaxed);
         Ok(PoolBox {
             slot: NonNull::from(slot),
-            home: self,
         })
     }
 
@@ -95,7 +100,6 @@ impl<T: Send, const N: usize> Pool<T, N> {
             .ok()?;
         Some(PoolBox {
             slot: NonNull::from(slot),
-            home: self,
         })
     }
 }
@@ -121,9 +125,8 @@ impl<T, const N: usize> Default for Pool<T, N> {
 /// Owns one record of a [`Pool`]; dropping it drops the value and frees the record.
 #[must_use = "dropping the box frees the record"]
 pub struct PoolBox<T: 'static> {
-    /// Points into the static pool `home`; state OWNED as long as this box lives.
+    /// Points into a static pool; state OWNED as long as this box lives.
     slot: NonNull<Slot<T>>,
-    home: &'static dyn Home<T>,
 }
 
 // SAFETY: the box owns its `T` as a `Box` would; the pool behind it is `Sync`.
@@ -132,10 +135,16 @@ unsafe impl<T: Send> Send for PoolBox<T> {}
 unsafe impl<T: Sync> Sync for PoolBox<T> {}
 
 impl<T> PoolBox<T> {
+    #[inline]
+    fn home(&self) -> &'static dyn Home<T> {
+        // SAFETY: the slot lies in a static pool and is OWNED by this box, which `alloc` wrote `home` for.
+        unsafe { (*self.slot.as_ref().home.get()).assume_init() }
+    }
+
     /// Where in the pool the record lies.
     #[inline]
     pub fn index(&self) -> usize {
-        self.home.index_of(self.slot)
+        self.home().index_of(self.slot)
     }
 
     /// Parks the record: it stays in use, known only by the returned index, until [`Pool::take`] fetches it.
@@ -172,6 +181,7 @@ impl<T> DerefMut for PoolBox<T> {
 impl<T> Drop for PoolBox<T> {
     #[inline]
     fn drop(&mut self) {
+        let home = self.home();
         // SAFETY: the slot is OWNED by this box, so its value is initialised and nobody else reaches it; after this
         // block the box is gone and the slot is free.
         unsafe {
@@ -179,7 +189,7 @@ impl<T> Drop for PoolBox<T> {
             (*slot.value.get()).assume_init_drop();
             slot.state.store(FREE, Ordering::Relaxed);
         }
-        self.home.give_back(self.home.index_of(self.slot));
+        home.give_back(home.index_of(self.slot));
     }
 }
 
