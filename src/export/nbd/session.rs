@@ -38,6 +38,9 @@ const ENDING_NS: u64 = 10_000_000_000;
 /// Bytes received in one step before the other sessions have their turn.
 const STEP_BYTES: usize = 256 * 1024;
 
+/// Bytes received in one step of a handshake: a thousand options.
+const NEGOTIATE_BYTES: usize = 16 * 1024;
+
 /// Request headers parsed in one step before the other sessions have their turn.
 const STEP_REQUESTS: usize = 64;
 
@@ -177,7 +180,7 @@ impl Session {
             self.abort(stream, "the handshake took too long");
             return None;
         }
-        let mut budget = STEP_BYTES;
+        let mut budget = NEGOTIATE_BYTES;
         let outcome = self.handshake.step(stream, &mut budget);
         self.awaiting_admission = false;
         match outcome {

@@ -185,19 +185,24 @@ impl Bench {
     /// When it never comes to rest.
     pub fn run(&self) {
         for _ in 0..1_000_000 {
-            let mut moved = false;
-            while aio::context(0).poll(false) {
-                moved = true;
-            }
-            let woken = WOKEN.swap(0, Ordering::SeqCst);
-            for slot in 0..SESSIONS {
-                moved |= self.turn(slot, woken & 1 << slot != 0);
-            }
-            if !moved && WOKEN.load(Ordering::SeqCst) == 0 {
+            if !self.round() {
                 return;
             }
         }
         panic!("the engine does not come to rest");
+    }
+
+    /// Lets every bottom half and timer run, and then every slot have its turn, once. Returns whether there may be more to do.
+    pub fn round(&self) -> bool {
+        let mut moved = false;
+        while aio::context(0).poll(false) {
+            moved = true;
+        }
+        let woken = WOKEN.swap(0, Ordering::SeqCst);
+        for slot in 0..SESSIONS {
+            moved |= self.turn(slot, woken & 1 << slot != 0);
+        }
+        moved || WOKEN.load(Ordering::SeqCst) != 0
     }
 
     /// One slot's turn. Returns whether anything happened.

@@ -401,3 +401,16 @@ proptest! {
         play(&all, usize::MAX, structured, true);
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    #[ignore = "minutes: for the long run"]
+    fn random_clients_long(acts in prop::collection::vec(act(), 0..80), lend in prop_oneof![Just(1usize), 2usize..100, Just(usize::MAX)],
+                           structured: bool, direct: bool) {
+        let mut all = if direct { vec![Act::Go(true)] } else { vec![] };
+        all.extend(acts.into_iter().filter(|act| !direct || !matches!(act, Act::Go(_) | Act::Option(..))));
+        play(&all, lend, structured, true);
+    }
+}

@@ -349,6 +349,45 @@ fn a_flood_on_one_session_leaves_the_others_their_turn() {
     bench.finish();
 }
 
+/// Equal floods move on equally, and a small request does not wait for another session's long ones.
+#[test]
+fn sessions_take_turns() {
+    let bench = Bench::new();
+    let mut floods: Vec<_> = (0..3).map(|_| Client::simple(&bench, "null")).collect();
+    let mut long = Client::simple(&bench, "null");
+    let mut small = Client::simple(&bench, "disk");
+    for client in &mut floods {
+        for _ in 0..20_000 {
+            client.send_write(0, 0, &[1; 512]);
+        }
+    }
+    for _ in 0..40 {
+        long.send(command::READ, 0, 0, 4 << 20);
+    }
+    let mut done = vec![0; floods.len()];
+    for _ in 0..40 {
+        let asked = small.send(command::READ, 0, 0, 512);
+        let mut rounds = 0;
+        while small.peer.unread_by_server() > 0 || small.peer.read(16 + 512).is_none() {
+            assert!(bench.round());
+            rounds += 1;
+            assert!(rounds < 6, "request {asked} has to wait for others");
+        }
+        for (client, done) in floods.iter_mut().zip(&mut done) {
+            *done += client.peer.read_all().len() / 16;
+        }
+        let (least, most) = (done.iter().min().unwrap(), done.iter().max().unwrap());
+        assert!(most - least <= 128, "{done:?}");
+    }
+    assert!(
+        *done.iter().min().unwrap() < 20_000,
+        "the floods ended too early to say anything"
+    );
+    bench.run();
+    assert_eq!(long.peer.read_all().len(), 40 * (16 + (4 << 20)));
+    bench.finish();
+}
+
 /// More requests than the block layer has records: everybody waits a little, nobody gets an error, nobody is forgotten.
 #[test]
 fn with_every_record_in_use_sessions_wait() {
