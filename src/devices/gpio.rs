@@ -106,3 +106,30 @@ pub fn pressed<P: InputPin>(pin: &mut P, active_low: bool) -> bool {
     // A pin that cannot be read is a key that is not pressed.
     level.unwrap_or(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn a_watched_pin_interrupts_on_both_edges_and_others_are_left_alone() {
+        let registers: &'static mut Registers = Box::leak(Box::new(Registers::new_zeroed()));
+        registers.direction = ReadPureWrite(0xff);
+        registers.mask = ReadPureWrite(0x01);
+        registers.status = ReadPure(0x108);
+        let mut gpio = Gpio::new(UniqueMmioPointer::from(registers));
+        gpio.watch(3);
+        assert_eq!(gpio.acknowledge(), 0x08);
+        assert_eq!(field_shared!(gpio.registers, direction).read(), 0xf7);
+        assert_eq!(field_shared!(gpio.registers, both_edges).read(), 0x08);
+        assert_eq!(field_shared!(gpio.registers, mask).read(), 0x09);
+        // The level of a pin is read through its mask address alone.
+        let mut data = field!(gpio.registers, data);
+        data.get(0x08).unwrap().write(0x08);
+        assert!(gpio.level(3) && !gpio.level(2));
+        assert!(pressed(&mut gpio.pin(3), false) && !pressed(&mut gpio.pin(3), true));
+        assert!(pressed(&mut gpio.pin(2), true));
+    }
+}

@@ -4,7 +4,7 @@
 use core::fmt::Write;
 
 use heapless::String;
-use log::{error, info};
+use log::{error, info, warn};
 
 use super::options::{DiskSelector, Options};
 use crate::block::{self, Backend, Disk};
@@ -53,6 +53,12 @@ fn find(selector: &DiskSelector) -> Result<&'static Disk, &'static str> {
 
 fn add(disk: &'static Disk, writable: bool, name: &str, names: &mut String<160>) {
     let view = disk.view();
+    if writable && view.info.read_only {
+        warn!(
+            "export '{name}': {} is read-only, and so is the export",
+            view.name
+        );
+    }
     let writable = writable && !view.info.read_only;
     let mut backend_name: String<24> = String::new();
     // Both texts fit what they are written to.

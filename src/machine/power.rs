@@ -141,7 +141,8 @@ pub fn shut_down(reboot: bool) {
         true
     });
     if !begun {
-        return;
+        let waits_for = STATE.with(|state| state.stage.waits_for());
+        return info!("already on the way down, waiting for {waits_for}");
     }
     REBOOT.store(reboot, Ordering::Relaxed);
     info!(

@@ -305,6 +305,24 @@ fn dump_trace(core: CoreId, out: &mut dyn core::fmt::Write) {
     // A report that cannot be written cannot be reported.
     let _ = writeln!(out, "  last events of core {core}:");
     let _ = aio::trace::dump(core, out, LAST);
+    if core == 0 {
+        // What the console may not have printed any more.
+        let mut tail = [0; 1024];
+        let (_, end) = kept::bounds();
+        let (count, _) = kept::read(end.saturating_sub(tail.len() as u64), &mut tail);
+        let _ = writeln!(out, "  end of the log:");
+        for line in tail[..count]
+            .split(|byte| *byte == b'\n')
+            .skip(1)
+            .filter(|line| !line.is_empty())
+        {
+            let _ = writeln!(
+                out,
+                "    {}",
+                core::str::from_utf8(line).unwrap_or("(not text)")
+            );
+        }
+    }
 }
 
 /// Starts the other cores; those that do not come up are reported and left out.

@@ -371,7 +371,10 @@ fn the_asynchronous_drain_is_refused_under_a_lock_and_the_synchronous_one_is_not
         let _held = aio::main_context().lock();
         let refused = f.backend.drain_begin(Callback::new(&called, 0));
         assert_eq!(refused, Err(BlockError::Busy));
-        assert_eq!(drain_all_begin(Callback::new(&called, 0)), Err(BlockError::Busy));
+        assert_eq!(
+            drain_all_begin(Callback::new(&called, 0)),
+            Err(BlockError::Busy)
+        );
         assert_eq!(f.backend.quiesce_count(), 0);
         // The synchronous one gives the main context back while it waits, and takes it again.
         let guard = rig.with_others(|| f.backend.drained().unwrap());
@@ -386,7 +389,11 @@ fn the_asynchronous_drain_is_refused_under_a_lock_and_the_synchronous_one_is_not
         backend.drain_begin(Callback::new(&called, 0)).unwrap();
     }
     let begin = Callback::new(&from_loop, f.backend.index());
-    on(0, || aio::main_context().schedule_oneshot("begin", begin).unwrap());
+    on(0, || {
+        aio::main_context()
+            .schedule_oneshot("begin", begin)
+            .unwrap()
+    });
     rig.settle();
     assert_eq!(CALLED.load(Ordering::Relaxed), 1);
     rig.undrain(f.backend);

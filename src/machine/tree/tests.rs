@@ -8,21 +8,24 @@ use super::*;
 const TREES: [(&str, &[u8]); 5] = [
     (
         "gic2 smp1",
-        include_bytes!("../../tests/fixtures/virt-gic2-smp1.dtb"),
+        include_bytes!("../../../tests/fixtures/virt-gic2-smp1.dtb"),
     ),
     (
         "gic2 smp8",
-        include_bytes!("../../tests/fixtures/virt-gic2-smp8.dtb"),
+        include_bytes!("../../../tests/fixtures/virt-gic2-smp8.dtb"),
     ),
     (
         "gic3 smp1",
-        include_bytes!("../../tests/fixtures/virt-gic3-smp1.dtb"),
+        include_bytes!("../../../tests/fixtures/virt-gic3-smp1.dtb"),
     ),
     (
         "gic3 smp8",
-        include_bytes!("../../tests/fixtures/virt-gic3-smp8.dtb"),
+        include_bytes!("../../../tests/fixtures/virt-gic3-smp8.dtb"),
     ),
-    ("el2", include_bytes!("../../tests/fixtures/virt-el2.dtb")),
+    (
+        "el2",
+        include_bytes!("../../../tests/fixtures/virt-el2.dtb"),
+    ),
 ];
 
 #[test]
