@@ -254,6 +254,18 @@ impl RequestRecord {
         }
     }
 
+    /// The window's data where it is one piece, as it nearly always is; `None`: none, or several ([`pieces`](Self::pieces)).
+    #[inline(always)]
+    pub fn only_piece(&self) -> Option<Piece> {
+        match self.segments.as_slice() {
+            [only] if !self.zeroes && self.operation.has_data() => Some(Piece {
+                dma: only.buffer.dma() + u64::from(only.start) + u64::from(self.data_start),
+                len: self.len as u32,
+            }),
+            _ => None,
+        }
+    }
+
     /// Calls `f` with the window's data in order, to read them (ram node, test devices, exports).
     pub fn for_each_slice(&self, mut f: impl FnMut(&[u8])) {
         let mut left = usize::try_from(self.len).unwrap_or(usize::MAX);

@@ -73,7 +73,7 @@ impl<T> HomeCell<T> {
     ///
     /// # Panics
     /// On a core that is not its home, and while it is borrowed: both are bugs of ours.
-    #[inline]
+    #[inline(always)]
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         match self.try_with(f) {
             Some(result) => result,
@@ -85,7 +85,7 @@ impl<T> HomeCell<T> {
     ///
     /// # Panics
     /// On a core that is not its home.
-    #[inline]
+    #[inline(always)]
     pub fn try_with<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         let home = self.home.load(Ordering::Relaxed);
         if arch::current_core().is_none_or(|core| core + 1 != home) {

@@ -7,7 +7,7 @@ use super::config::{self, kind};
 use crate::block::{self, BlockError, Operation, Request, RequestFlags};
 use crate::config::MAX_SEGMENTS;
 use crate::virtio::dma::{DmaArena, DmaRegion};
-use crate::virtio::queue::{DeviceFault, Piece, QueueConfig, VirtQueue};
+use crate::virtio::queue::{DeviceFault, Piece, QueueConfig, QueueFull, VirtQueue};
 use crate::virtio::transport::SetupError;
 use core::ptr::NonNull;
 
@@ -123,8 +123,40 @@ impl Channel {
     }
 
     /// Puts `request` on the ring; the device hears of it with the next publish. `Err`: no room now.
-    #[inline]
+    #[inline(always)]
     pub(super) fn submit(&mut self, request: Request) -> Result<(), Request> {
+        let Some(data) = request.only_piece() else {
+            return self.submit_other(request);
+        };
+        if !self.queue.has_room(3) {
+            return Err(request);
+        }
+        // Nearly all: a read or write of one contiguous buffer.
+        let read = request.operation == Operation::Read;
+        let kind = if read { kind::READ } else { kind::WRITE };
+        let base = self.set_header(
+            self.queue.next_head(),
+            kind,
+            request.offset / config::SECTOR,
+        );
+        let (header, status) = Self::ends(base);
+        let data = Piece {
+            address: data.dma,
+            len: data.len,
+            device_writes: read,
+        };
+        match self.queue.add(&[header, data, status]) {
+            Ok(head) => {
+                *self.request(head) = Some(request);
+                Ok(())
+            }
+            Err(_) => Err(request),
+        }
+    }
+
+    /// The same for everything else.
+    #[inline(never)]
+    fn submit_other(&mut self, request: Request) -> Result<(), Request> {
         if !self.queue.has_room(3) {
             return Err(request);
         }
@@ -142,20 +174,14 @@ impl Channel {
             Operation::Flush => {
                 // The sector of a flush is reserved.
                 let base = self.set_header(head, kind::FLUSH, 0);
-                self.queue.add(&[
-                    Piece::read(base + HEADER, 16),
-                    Piece::write(base + STATUS, 1),
-                ])
+                let (header, status) = Self::ends(base);
+                self.queue.add(&[header, status])
             }
             Operation::Discard => self.add_range(head, kind::DISCARD, &request, 0),
             Operation::WriteZeroes => {
                 let unmap = request.flags.contains(RequestFlags::MAY_UNMAP);
-                self.add_range(
-                    head,
-                    kind::WRITE_ZEROES,
-                    &request,
-                    if unmap { config::UNMAP } else { 0 },
-                )
+                let flags = if unmap { config::UNMAP } else { 0 };
+                self.add_range(head, kind::WRITE_ZEROES, &request, flags)
             }
         };
         match added {
@@ -167,38 +193,24 @@ impl Channel {
         }
     }
 
-    #[inline(always)]
     fn add_data(
         &mut self,
         base: u64,
         request: &Request,
         device_writes: bool,
-    ) -> Result<u16, crate::virtio::queue::QueueFull> {
-        let header = Piece::read(base + HEADER, 16);
-        let status = Piece::write(base + STATUS, 1);
-        let mut data = request.pieces().map(|piece| Piece {
+    ) -> Result<u16, QueueFull> {
+        let (header, status) = Self::ends(base);
+        let data = request.pieces().map(|piece| Piece {
             address: piece.dma,
             len: piece.len,
             device_writes,
         });
-        let first = data.next();
-        let second = data.next();
-        if let (Some(first), None) = (first, second) {
-            // Nearly all: one contiguous buffer.
-            return self.queue.add(&[header, first, status]);
-        }
         let mut chain: heapless::Vec<Piece, { CHAIN as usize }> = heapless::Vec::new();
-        let pieces = [header]
-            .into_iter()
-            .chain(first)
-            .chain(second)
-            .chain(data)
-            .chain([status]);
-        for piece in pieces {
+        for piece in [header].into_iter().chain(data).chain([status]) {
             if chain.push(piece).is_err() {
-                // More pieces than `max_segments` says: a bug of the caller's; the request waits for ever in its queue.
+                // More than `max_segments` says: a bug of the caller's, whose request waits for ever.
                 debug_assert!(false, "more segments than the device takes");
-                return Err(crate::virtio::queue::QueueFull);
+                return Err(QueueFull);
             }
         }
         self.queue.add(&chain)
@@ -210,7 +222,7 @@ impl Channel {
         kind: u32,
         request: &Request,
         flags: u32,
-    ) -> Result<u16, crate::virtio::queue::QueueFull> {
+    ) -> Result<u16, QueueFull> {
         let base = self.set_header(head, kind, 0);
         let header = self.header(head).as_ptr();
         // The node keeps to the device's limits, which are 32-bit sector counts.

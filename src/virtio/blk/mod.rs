@@ -83,13 +83,19 @@ impl Lane {
     fn with<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> R {
         self.channel.with(|place| {
             if place.is_none() {
-                *place = self.incoming.lock().take();
+                self.move_in(place);
             }
             match place {
                 Some(channel) => f(channel),
                 None => panic!("a disk's queue was used before it was set up"),
             }
         })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn move_in(&self, place: &mut Option<Channel>) {
+        *place = self.incoming.lock().take();
     }
 }
 

@@ -138,7 +138,11 @@ impl VirtQueue {
 
     /// Counters since the queue was made.
     pub fn counters(&self) -> QueueCounters {
-        self.counters
+        // Not counted one by one: what was given and is not in flight was taken back, or lost in a reset.
+        QueueCounters {
+            used: self.counters.added - u64::from(self.in_flight),
+            ..self.counters
+        }
     }
 
     /// Lets `watch` watch this queue's used index, from the ring's beginning: after `new` and `recycle`.
@@ -230,7 +234,6 @@ impl VirtQueue {
         // The device looks at entries below the published index only, so this store needs no order yet.
         self.ring.available_entry(self.staged).store(head, Relaxed);
         self.staged = self.staged.wrapping_add(1);
-        self.counters.added += 1;
         Ok(head)
     }
 
@@ -247,6 +250,7 @@ impl VirtQueue {
         self.published = new;
         self.in_flight += new.wrapping_sub(old);
         self.counters.publishes += 1;
+        self.counters.added += u64::from(new.wrapping_sub(old));
         // The index before the look at the device's wish: a device that is about to stop looking writes its wish,
         // then reads the index; so either it sees our index or we see its wish. Also orders the index before the kick.
         arch::device_full_barrier();
@@ -296,7 +300,6 @@ impl VirtQueue {
         }
         self.taken = self.taken.wrapping_add(1);
         self.in_flight -= 1;
-        self.counters.used += 1;
         let free_head = self.free_head;
         let mut last = head;
         let mut after = next;

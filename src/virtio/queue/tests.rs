@@ -188,7 +188,6 @@ impl World {
         }
         self.settle();
         assert_eq!(self.done, self.added);
-        assert_eq!(self.queue.counters().used, self.done);
     }
 }
 
@@ -218,12 +217,12 @@ fn two_hundred_thousand_batched_requests_over_the_wrap() {
             assert_eq!(world.device.kicks(0), c.kicks);
             // Suppression works: a kick and an interrupt serve many requests.
             assert!(
-                c.kicks < c.added / 4,
+                c.kicks < world.added / 4,
                 "{} kicks for {} requests",
                 c.kicks,
-                c.added
+                world.added
             );
-            assert!(world.device.state().interrupts < c.added / 4);
+            assert!(world.device.state().interrupts < world.added / 4);
         }
     }
 }
@@ -236,63 +235,74 @@ fn shallow_queues_wrap_too() {
     }
 }
 
-/// Driver and device on two threads: the barriers, not the steps, keep kicks and interrupts from being missed.
+/// Driver and device on two threads: the barriers, not the steps, keep kicks and interrupts from being missed. Each
+/// round is a few publishes close together, at odd distances, and then everything must come back: nothing that is
+/// published later can make up for a missed kick, nothing that is used later for a missed interrupt.
 #[test]
 fn two_threads_miss_nothing() {
     use std::sync::atomic::{AtomicBool, Ordering};
-    static STOP: AtomicBool = AtomicBool::new(false);
     for features in [0, EVENT_INDEX | INDIRECT_DESC] {
         let (device, mut queue) = make(false, features, 64, 2);
+        let stop: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(false)));
         queue.arm();
-        STOP.store(false, Ordering::Relaxed);
         let thread = std::thread::spawn(move || {
             let mut random = Random(5);
-            while !STOP.load(Ordering::Relaxed) {
+            let mut idle = 0;
+            while !stop.load(Ordering::Relaxed) {
                 device.look(0, 1 + random.below(40) as usize);
                 let mut answers = Vec::new();
                 while let Some(chain) = device.take(0, 0) {
                     answers.push((u32::from(chain.head), 0));
                 }
-                if answers.is_empty() {
+                idle = if answers.is_empty() { idle + 1 } else { 0 };
+                if idle > 200 {
                     std::thread::yield_now();
-                } else {
+                } else if !answers.is_empty() {
                     device.answer(0, &answers);
                 }
             }
         });
         let mut random = Random(6);
         let (mut added, mut done) = (0u64, 0u64);
-        let start = std::time::Instant::now();
-        while done < 100_000 {
-            let mut burst = random.below(20);
-            while burst > 0 && added < 100_000 && queue.has_room(2) {
-                queue
-                    .add(&[
-                        Piece::read(&raw const DATA as u64, 8),
-                        Piece::write(&raw const DATA as u64, 8),
-                    ])
-                    .unwrap();
-                added += 1;
-                burst -= 1;
-            }
-            queue.publish();
-            if device.line() {
-                device.interrupt_ack(device.interrupt_status());
-                loop {
-                    queue.disarm();
-                    while queue.pop().unwrap().is_some() {
-                        done += 1;
-                    }
-                    if !queue.arm() {
-                        break;
-                    }
+        while added < 60_000 {
+            for _ in 0..1 + random.below(4) {
+                for _ in 0..1 + random.below(3) {
+                    let data = &raw const DATA as u64;
+                    queue
+                        .add(&[Piece::read(data, 8), Piece::write(data, 8)])
+                        .unwrap();
+                    added += 1;
                 }
-            } else if queue.in_flight() > 0 && !queue.has_room(2) {
-                std::thread::yield_now();
+                queue.publish();
+                for _ in 0..random.below(400) {
+                    core::hint::spin_loop();
+                }
             }
-            assert!(start.elapsed().as_secs() < 60, "hangs at {done} of {added}");
+            let mut begun = None;
+            let mut turns = 0u32;
+            while done < added {
+                if device.line() {
+                    device.interrupt_ack(device.interrupt_status());
+                    loop {
+                        queue.disarm();
+                        while queue.pop().unwrap().is_some() {
+                            done += 1;
+                        }
+                        if !queue.arm() {
+                            break;
+                        }
+                    }
+                    begun = None;
+                }
+                turns += 1;
+                if turns > 500 {
+                    std::thread::yield_now();
+                    let begun = *begun.get_or_insert_with(std::time::Instant::now);
+                    assert!(begun.elapsed().as_secs() < 20, "hangs at {done} of {added}");
+                }
+            }
         }
-        STOP.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         thread.join().unwrap();
     }
 }

@@ -113,9 +113,9 @@ pub struct QueueConfig {
 /// Counters of one queue, for the console and the bench.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounters {
-    /// Chains staged.
+    /// Chains given to the device.
     pub added: u64,
-    /// Chains taken from the used ring.
+    /// Chains taken back.
     pub used: u64,
     /// Times that something was published.
     pub publishes: u64,
