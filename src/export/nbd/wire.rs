@@ -1,6 +1,6 @@
 //! The NBD wire format: fixed-size headers as parsed forms with `parse` and `emit`, option payloads as views.
 //!
-//! Everything is big-endian. A parsed form owns its few fields; a view ([`GoPayload`], [`MetaPayload`]) borrows the
+//! Everything is big-endian. A parsed form owns its few fields; a view ([`GoPayload`](super::payload::GoPayload), [`MetaPayload`](super::payload::MetaPayload)) borrows the
 //! option's payload, is checked once when it is made, and then cannot fail. Nothing here panics on any input.
 //! Source: the NBD protocol document (fixed newstyle, structured replies, meta contexts).
 #![forbid(unsafe_code)]
