@@ -303,3 +303,7 @@ fn reboot(
     system.shut_down(true);
     Ok(Outcome::Done)
 }
+
+#[cfg(test)]
+#[path = "commands_tests.rs"]
+mod tests;
