@@ -175,7 +175,9 @@ fn home_cell_belongs_to_its_core() {
         (Some(0), 1)
     );
     cell.with(|_| assert_eq!(cell.try_with(|_| ()), None, "borrowed already"));
-    let caught = std::panic::catch_unwind(|| cell.with(|_| panic!("inside")));
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        cell.with(|_| panic!("inside"))
+    }));
     assert!(caught.is_err());
     assert_eq!(
         cell.with(|value| *value),

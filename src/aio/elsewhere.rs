@@ -215,6 +215,11 @@ impl WorkHandle {
             .is_ok()
     }
 
+    /// Whether its completion was called too, and the record is free again. Any core.
+    pub fn is_over(&self) -> bool {
+        SLOTS[self.index as usize].word.load(Ordering::Acquire) & !STATE != self.generation
+    }
+
     /// Whether the work itself has ended; its completion may still be due. Any core.
     pub fn is_finished(&self) -> bool {
         let word = SLOTS[self.index as usize].word.load(Ordering::Acquire);

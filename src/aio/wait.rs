@@ -92,6 +92,7 @@ pub fn run_and_wait(context: &'static AioContext, work: Callback) -> Result<(), 
         return Ok(());
     }
     let handle = run_on(context, work, &NOTHING, 0)?;
-    wait_while(|| !handle.is_finished());
+    // Until the completion has run here: its record is free again, however fast the work was.
+    wait_while(|| !handle.is_over());
     Ok(())
 }
