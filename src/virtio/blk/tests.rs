@@ -614,6 +614,25 @@ fn answers_after_the_reset_are_ignored() {
 }
 
 #[test]
+fn what_a_resetting_device_says_is_not_believed() {
+    let rig = rig(1, 1);
+    rig.submit(0, Operation::Read, 0, &[0; 512], 1);
+    rig.settle();
+    rig.device.state().reset = Reset::Late;
+    rig.blk.reset();
+    rig.settle();
+    // Status 0 was written; the device answers all the same before it confirms.
+    assert_eq!(rig.model.lock().unwrap().serve(rig.device, 0), 1);
+    rig.device.state().raise(1);
+    rig.settle();
+    assert_eq!(rig.done(), []);
+    rig.device.confirm_reset();
+    rig.pass(1_000_000_000);
+    assert_eq!(rig.done()[0].result, Err(BlockError::Io));
+    assert_eq!(rig.events(), [Event::ResetDone(Ok(()))]);
+}
+
+#[test]
 fn needs_reset_is_obeyed() {
     let rig = rig(2, 2);
     rig.submit(0, Operation::Read, 0, &[0; 512], 1);
