@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::accounting::{Counters, Totals};
 use super::drain::{self, Section};
 use super::node::{self, Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
-use super::request::{Frame, RequestFlags, RequestRecord, complete};
+use super::request::{RequestFlags, RequestRecord, complete};
 use super::token::InFlight;
 use super::{BlockError, Operation, Request, RequestQueue, core_state};
 use crate::arch::{self, CoreId};
@@ -361,35 +361,40 @@ impl Backend {
         let per_core = self.cores.get(core);
         // Counted before anything can see it (DRN-25); nothing is dropped on any path below.
         request.token = Some(InFlight::new(self, &request));
-        let no_parking = self.flags.load(Ordering::Relaxed) & NO_PARKING != 0;
-        let go = per_core.gate.with(|gate| {
-            if gate.parking && !no_parking {
-                park(gate, request);
-                return None;
-            }
-            if gate.root.is_none() {
-                gate.root = self.root_driver();
-            }
-            Some((request, gate.root))
-        });
-        if let Some((request, root)) = go {
-            self.admit(request, root);
+        match per_core.gate.with(|gate| (gate.parking, gate.root)) {
+            (false, Some(root)) => self.admit(request, root),
+            (parking, _) => self.submit_slowly(request, parking),
         }
     }
 
-    fn admit(&'static self, mut request: Request, root: Option<&'static dyn NodeDriver>) {
-        let Some(root) = root else {
-            return complete(request, Err(BlockError::NoMedium));
-        };
+    /// In a drained section, or for the first time since the root may have changed.
+    #[cold]
+    fn submit_slowly(&'static self, mut request: Request, parking: bool) {
+        let per_core = self.cores.get(request.home);
+        if parking && self.flags.load(Ordering::Relaxed) & NO_PARKING == 0 {
+            request.queued = request.token.take().map(InFlight::park);
+            return per_core.gate.with(|gate| gate.parked.push(request));
+        }
+        let root = self.root_driver();
+        per_core.gate.with(|gate| gate.root = root);
+        match root {
+            Some(root) => self.admit(request, root),
+            None => complete(request, Err(BlockError::NoMedium)),
+        }
+    }
+
+    #[inline]
+    fn admit(&'static self, mut request: Request, root: &'static dyn NodeDriver) {
         match self.check(&mut request) {
             Verdict::Pass => {}
             Verdict::Done(result) => return complete(request, result),
         }
         if request.len > MAX_TRANSFER && request.operation.has_data() {
-            let Some(frame) = self.split(&mut request) else {
+            let (home, offset) = (request.home, request.offset);
+            if !request.push_frame(self, home, 0) {
                 return complete(request, Err(BlockError::NoMemory));
-            };
-            first_part(&mut request, &frame);
+            }
+            part(&mut request, offset, MAX_TRANSFER);
         }
         root.submit(request);
     }
@@ -424,13 +429,6 @@ impl Backend {
             return Verdict::Done(Ok(()));
         }
         Verdict::Pass
-    }
-
-    fn split(&'static self, request: &mut RequestRecord) -> Option<Frame> {
-        if !request.push_frame(self, request.home, 0) {
-            return None;
-        }
-        request.frames.last().copied()
     }
 
     // ---- tokens: on the request's home core ----
@@ -512,9 +510,12 @@ impl Backend {
             }
             counted.push(request);
         }
+        let root = self.root_driver();
         while let Some(request) = counted.pop() {
-            let root = self.root_driver();
-            self.admit(request, root);
+            match root {
+                Some(root) => self.admit(request, root),
+                None => complete(request, Err(BlockError::NoMedium)),
+            }
         }
     }
 }
@@ -532,41 +533,31 @@ pub(crate) fn beyond_end(operation: Operation) -> BlockError {
     }
 }
 
-fn park(gate: &mut Gate, mut request: Request) {
-    request.queued = request.token.take().map(InFlight::park);
-    gate.parked.push(request);
-}
-
-fn first_part(request: &mut RequestRecord, frame: &Frame) {
-    request.set_window(frame, frame.offset, MAX_TRANSFER);
-    // The parts go one after another, so the flush of the last one covers them all.
-    request.flags.remove(RequestFlags::FUA);
+/// Moves the window to a part of the frame's. The parts go one after another, so the flush of the last one covers them all.
+fn part(request: &mut RequestRecord, offset: u64, len: u64) {
+    request.set_window(offset, len);
+    let frame = request.frame();
+    let (end, flags) = (frame.offset + frame.len, frame.flags);
+    request.flags = if offset + len < end {
+        flags - RequestFlags::FUA
+    } else {
+        flags
+    };
 }
 
 impl Layer for Backend {
-    fn completed(&'static self, mut request: Request, frame: Frame) -> Ascent {
+    fn completed(&'static self, mut request: Request) -> Ascent {
         let next = request.offset + request.len;
-        let end = frame.offset + frame.len;
-        let root = if request.result.is_ok() && next < end {
-            self.root_driver()
-        } else {
-            None
-        };
-        let Some(root) = root else {
-            if request.result.is_ok() && next < end {
-                request.result = Err(BlockError::NoMedium);
+        let end = request.frame().offset + request.frame().len;
+        if request.result.is_ok() && next < end {
+            if let Some(root) = self.root_driver() {
+                part(&mut request, next, (end - next).min(MAX_TRANSFER));
+                root.submit(request);
+                return Ascent::Taken;
             }
-            request.restore(&frame);
-            return Ascent::Up(request);
-        };
-        request.repush(frame);
-        let len = (end - next).min(MAX_TRANSFER);
-        request.set_window(&frame, next, len);
-        request.flags = frame.flags;
-        if next + len < end {
-            request.flags.remove(RequestFlags::FUA);
+            request.result = Err(BlockError::NoMedium);
         }
-        root.submit(request);
-        Ascent::Taken
+        request.leave();
+        Ascent::Up(request)
     }
 }

@@ -156,7 +156,8 @@ pub(crate) fn allocate(core: CoreId, reserved: bool) -> Option<PoolBox<RequestRe
         if let Some(record) = free.records.pop() {
             return Some(record);
         }
-        let record = RECORDS.get(core).alloc(RequestRecord::empty(core)).ok()?;
+        let mut record = RECORDS.get(core).alloc(RequestRecord::empty(core)).ok()?;
+        record.slot = record.index() as u16;
         free.made += 1;
         Some(record)
     })
@@ -331,26 +332,19 @@ fn step(core: CoreId, mut request: Request) {
         }
         Direction::Up => {}
     }
-    loop {
-        let target = request
-            .frames
-            .last()
-            .map_or(request.home, |frame| frame.core as CoreId);
+    while let Some(frame) = request.frames.last() {
+        let target = frame.core as CoreId;
         if target != core {
             return deliver(target, request);
         }
-        let Some(frame) = request.frames.pop() else {
-            break;
-        };
-        match frame.node.completed(request, frame) {
+        match frame.node.completed(request) {
             Ascent::Up(up) => request = up,
             Ascent::Taken => return,
         }
     }
-    assert_eq!(
-        request.home, core,
-        "a request was completed on a core that did not submit it (CS-10)"
-    );
+    if request.home != core {
+        return deliver(request.home, request);
+    }
     let token = request.token.take();
     if let Some(token) = &token {
         token.account(&request);

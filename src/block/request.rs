@@ -118,7 +118,8 @@ pub type Completion = &'static (dyn Fn(Request) + Sync);
 /// A completion that lets the request go.
 pub fn forget(_request: Request) {}
 
-/// What a node needs to know of a request when it comes back up; see [`NodeDriver::completed`].
+/// What a layer needs to know of a request when it comes back up; see [`Layer::completed`]. It stays where it was pushed until
+/// the layer is done with it: copying it would cost more than what it holds.
 #[derive(Clone, Copy)]
 pub struct Frame {
     /// Whose frame it is.
@@ -172,6 +173,8 @@ pub struct RequestRecord {
     pub(crate) data_start: u32,
     /// The data are zeroes from the shared zero page instead of the segments.
     pub(crate) zeroes: bool,
+    /// Number of the record in its pool.
+    pub(crate) slot: u16,
     /// For nodes that delay.
     pub(crate) due_ns: u64,
     pub(crate) direction: Direction,
@@ -195,6 +198,7 @@ impl RequestRecord {
             home,
             data_start: 0,
             zeroes: false,
+            slot: 0,
             due_ns: 0,
             direction: Direction::Up,
             token: None,
@@ -331,6 +335,7 @@ impl RequestRecord {
 
     /// Pushes a frame with the present window. `false`: the stack is full, which a graph checked at construction never causes.
     #[must_use]
+    #[inline]
     pub(crate) fn push_frame(&mut self, node: &'static dyn Layer, core: CoreId, stage: u8) -> bool {
         let frame = Frame {
             node,
@@ -345,25 +350,50 @@ impl RequestRecord {
         self.frames.push(frame).is_ok()
     }
 
-    /// Puts a frame back, as it was popped, perhaps with another note.
-    pub(crate) fn repush(&mut self, frame: Frame) {
-        // There is room: this frame has just been taken from here.
-        let _ = self.frames.push(frame);
+    /// The top frame: that of the layer which has the request.
+    ///
+    /// # Panics
+    /// Without a frame; only a layer that pushed one asks.
+    #[inline]
+    pub(crate) fn frame(&self) -> &Frame {
+        match self.frames.last() {
+            Some(frame) => frame,
+            None => unreachable!("a layer asked for a frame that it did not push"),
+        }
     }
 
-    /// Makes the window what it was when the frame was pushed.
-    pub(crate) fn restore(&mut self, frame: &Frame) {
+    /// The note in the top frame, to change.
+    #[inline]
+    pub(crate) fn stage_mut(&mut self) -> &mut u8 {
+        match self.frames.last_mut() {
+            Some(frame) => &mut frame.stage,
+            None => unreachable!("a layer asked for a frame that it did not push"),
+        }
+    }
+
+    /// Takes the top frame off and makes the window what it was when that was pushed.
+    #[inline]
+    pub(crate) fn leave(&mut self) {
+        let frame = match self.frames.last() {
+            Some(frame) => frame,
+            None => unreachable!("a layer left that had not pushed a frame"),
+        };
         self.operation = frame.operation;
         self.flags = frame.flags;
         self.offset = frame.offset;
         self.len = frame.len;
         self.data_start = frame.data_start;
         self.zeroes = false;
+        let depth = self.frames.len() - 1;
+        self.frames.truncate(depth);
     }
 
-    /// Moves the window to `[offset, offset + len)`, a part of the one in `frame`.
-    pub(crate) fn set_window(&mut self, frame: &Frame, offset: u64, len: u64) {
-        self.data_start = frame.data_start + (offset - frame.offset) as u32;
+    /// Moves the window to `[offset, offset + len)`, a part of the one in the top frame.
+    pub(crate) fn set_window(&mut self, offset: u64, len: u64) {
+        let frame = self.frame();
+        self.data_start = frame
+            .data_start
+            .wrapping_add((offset - frame.offset) as u32);
         self.offset = offset;
         self.len = len;
     }
@@ -443,8 +473,9 @@ impl Request {
     }
 
     /// The record's number in its core's pool.
+    #[inline]
     pub fn index(&self) -> usize {
-        self.record.as_ref().map_or(0, PoolBox::index)
+        self.slot as usize
     }
 }
 

@@ -17,7 +17,7 @@ use core::fmt;
 use core::fmt::Write as _;
 
 use super::BlockError;
-use super::request::{Frame, Request};
+use super::request::Request;
 use crate::config::NODES;
 use crate::sync::IrqLock;
 
@@ -89,8 +89,9 @@ pub enum Ascent {
 
 /// Whoever pushes frames: nodes and backends.
 pub trait Layer: Sync {
-    /// The request comes back to where this layer pushed `frame` (already popped), on the core that it asked for.
-    fn completed(&'static self, request: Request, frame: Frame) -> Ascent;
+    /// The request comes back to where this layer pushed its frame, which is on top, on the core that it asked for. Before it
+    /// goes on upwards the layer takes the frame off.
+    fn completed(&'static self, request: Request) -> Ascent;
 }
 
 /// A kind of node. All methods may be called on any core, `submit` and `completed` only from a context's loop.

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo, add};
 use crate::aio::{self, Callback, Timer};
 use crate::arch::{self, CoreId};
-use crate::block::request::{Frame, complete};
+use crate::block::request::complete;
 use crate::block::{BlockError, Operation, Request, RequestQueue};
 use crate::config::MAX_CORES;
 use crate::sync::{CachePadded, CoreArray, HomeCell};
@@ -136,7 +136,8 @@ impl Null {
 }
 
 impl Layer for Null {
-    fn completed(&'static self, request: Request, _frame: Frame) -> Ascent {
+    fn completed(&'static self, mut request: Request) -> Ascent {
+        request.leave();
         Ascent::Up(request)
     }
 }

@@ -12,7 +12,7 @@ use spin::Once;
 use spin::mutex::SpinMutex;
 
 use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo, add};
-use crate::block::request::{Frame, RequestFlags, complete};
+use crate::block::request::{RequestFlags, complete};
 use crate::block::{BlockError, Operation, Request};
 
 /// Ram nodes that can exist.
@@ -217,7 +217,8 @@ impl Ram {
 }
 
 impl Layer for Ram {
-    fn completed(&'static self, request: Request, _frame: Frame) -> Ascent {
+    fn completed(&'static self, mut request: Request) -> Ascent {
+        request.leave();
         Ascent::Up(request)
     }
 }

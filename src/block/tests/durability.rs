@@ -288,6 +288,20 @@ fn dur_5_a_reset_with_unflushed_writes_latches_and_a_clean_one_does_not() {
     assert_eq!(results(), [(1, Ok(())), (2, IO), (3, Ok(()))]);
     assert_eq!(on(0, || f.disk.reset()), ResetOutcome::Cleared);
 
+    // A write that was under way while a flush ran is not covered by it.
+    f.device.set_automatic(false);
+    submit(0, f.backend, write(0, 512, 3), 1);
+    submit(1, f.backend, flush(), 2);
+    rig.settle();
+    on(1, || f.device.finish(1));
+    rig.settle();
+    rig.run(f.device);
+    assert_eq!(results(), [(1, Ok(())), (2, Ok(()))]);
+    on(0, || f.device.need_reset());
+    rig.settle();
+    assert_eq!(f.disk.state(), DiskState::WriteError);
+    assert_eq!(on(0, || f.disk.reset()), ResetOutcome::Cleared);
+
     // A device without a cache has nothing to lose.
     let f = rig.disk(DeviceInfo::new(1 << 20));
     f.device.set_automatic(true);

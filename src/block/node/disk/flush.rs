@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering;
 use super::{Disk, LAUNCHED, LEADER, MEMBER};
 use crate::arch::CoreId;
 use crate::block::node::Ascent;
-use crate::block::request::{Frame, complete};
+use crate::block::request::complete;
 use crate::block::{BlockError, Operation, Request, RequestQueue};
 use crate::config::MAX_CORES;
 
@@ -45,9 +45,7 @@ impl Disk {
         request.operation = Operation::Flush;
         request.zeroes = false;
         (request.offset, request.len) = (0, 0);
-        if let Some(frame) = request.frames.last_mut() {
-            frame.stage = MEMBER;
-        }
+        *request.stage_mut() = MEMBER;
         if self.refuses(Operation::Flush) {
             return complete(request, Err(BlockError::Io));
         }
@@ -76,20 +74,13 @@ impl Disk {
         let queue = self.queues.get(core);
         queue.cell.with(|cell| cell.flush.covered = covered);
         queue.flushes.add(1);
-        if let Some(frame) = leader.frames.last_mut() {
-            frame.stage = LEADER;
-        }
+        *leader.stage_mut() = LEADER;
         self.launch(core, leader);
     }
 
     /// The device's flush has ended: so have those of all who shared it; the next one starts.
-    pub(super) fn flush_done(
-        &'static self,
-        core: CoreId,
-        mut request: Request,
-        frame: Frame,
-    ) -> Ascent {
-        if request.result.is_err() && frame.stage & LAUNCHED != 0 {
+    pub(super) fn flush_done(&'static self, core: CoreId, mut request: Request) -> Ascent {
+        if request.result.is_err() && request.frame().stage & LAUNCHED != 0 {
             self.latch("a flush failed");
         }
         if self.refuses(Operation::Flush) {
@@ -116,6 +107,6 @@ impl Disk {
         if let Some(leader) = leader {
             self.lead(core, leader);
         }
-        self.finish(core, request, frame)
+        self.finish(core, request)
     }
 }

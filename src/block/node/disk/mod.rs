@@ -36,7 +36,7 @@ use crate::arch::{self, CoreId};
 use crate::block::accounting::{Counter, Counters, Totals};
 use crate::block::backend::beyond_end;
 use crate::block::device::{BlockDevice, DeviceFeatures, DeviceInfo};
-use crate::block::request::{Frame, RequestFlags, RequestRecord, complete};
+use crate::block::request::{RequestFlags, RequestRecord, complete};
 use crate::block::{BlockError, Operation, Request, RequestQueue, core_state};
 use crate::config::MAX_CORES;
 use crate::sync::{CachePadded, CoreArray, HomeCell};
@@ -294,9 +294,7 @@ impl Disk {
             complete(request, Err(beyond_end(operation)));
             return Ok(());
         }
-        if let Some(frame) = request.frames.last_mut() {
-            frame.stage |= LAUNCHED;
-        }
+        *request.stage_mut() |= LAUNCHED;
         let launched = queue.launched.load(Ordering::Relaxed);
         queue.launched.store(launched + 1, Ordering::Relaxed);
         if operation.is_write() {
@@ -309,9 +307,7 @@ impl Disk {
         if operation.is_write() {
             queue.writes_started.add(u64::MAX);
         }
-        if let Some(frame) = request.frames.last_mut() {
-            frame.stage &= !LAUNCHED;
-        }
+        *request.stage_mut() &= !LAUNCHED;
         Err(request)
     }
 
@@ -346,19 +342,15 @@ impl Disk {
     }
 
     /// A window, or all there was to do, has ended.
-    fn data_done(&'static self, core: CoreId, mut request: Request, frame: Frame) -> Ascent {
-        if request.result.is_ok()
-            && frame.operation != Operation::Flush
-            && frame.stage & LAUNCHED != 0
-        {
+    #[inline]
+    fn data_done(&'static self, core: CoreId, mut request: Request) -> Ascent {
+        let frame = request.frame();
+        if request.result.is_ok() && frame.stage & LAUNCHED != 0 {
             let next = request.offset + request.len;
             let end = frame.offset + frame.len;
             if next < end {
-                request.repush(Frame {
-                    stage: DATA,
-                    ..frame
-                });
-                request.set_window(&frame, next, end - next);
+                *request.stage_mut() = DATA;
+                request.set_window(next, end - next);
                 self.launch_window(core, request);
                 return Ascent::Taken;
             }
@@ -366,26 +358,22 @@ impl Disk {
                 && frame.operation.is_write()
                 && self.writeback()
             {
-                request.repush(Frame {
-                    stage: MEMBER,
-                    ..frame
-                });
                 self.join_flush(core, request);
                 return Ascent::Taken;
             }
         }
-        self.finish(core, request, frame)
+        self.finish(core, request)
     }
 
-    fn finish(&self, core: CoreId, mut request: Request, frame: Frame) -> Ascent {
-        request.restore(&frame);
+    #[inline]
+    fn finish(&self, core: CoreId, mut request: Request) -> Ascent {
+        let launched = request.frame().stage & LAUNCHED != 0;
+        request.leave();
         let counters = &self.queues.get(core).counters;
-        counters.book(frame.operation, frame.len, request.result);
-        if let Err(error) = request.result
-            && frame.stage & LAUNCHED != 0
-        {
+        counters.book(request.operation, request.len, request.result);
+        if let (Err(error), true) = (request.result, launched) {
             // The device's own: what was refused before it got there is the client's, or a consequence.
-            self.note_error(&frame, error);
+            self.note_error(&request, error);
         }
         Ascent::Up(request)
     }
@@ -396,14 +384,15 @@ impl Disk {
 }
 
 impl Layer for Disk {
-    fn completed(&'static self, request: Request, frame: Frame) -> Ascent {
-        let core = frame.core as CoreId;
+    fn completed(&'static self, request: Request) -> Ascent {
+        let frame = request.frame();
+        let (core, stage) = (frame.core as CoreId, frame.stage);
         let queue = self.queues.get(core);
-        if frame.stage & LAUNCHED != 0 {
-            queue.launched.store(
-                queue.launched.load(Ordering::Relaxed).wrapping_sub(1),
-                Ordering::Relaxed,
-            );
+        if stage & LAUNCHED != 0 {
+            let launched = queue.launched.load(Ordering::Relaxed);
+            queue
+                .launched
+                .store(launched.wrapping_sub(1), Ordering::Relaxed);
             if request.operation.is_write() {
                 queue.writes_ended.add(1);
             }
@@ -411,10 +400,10 @@ impl Layer for Disk {
                 self.pump(core);
             }
         }
-        match frame.stage & !LAUNCHED {
-            DATA => self.data_done(core, request, frame),
-            LEADER => self.flush_done(core, request, frame),
-            _ => self.finish(core, request, frame),
+        match stage & !LAUNCHED {
+            DATA => self.data_done(core, request),
+            LEADER => self.flush_done(core, request),
+            _ => self.finish(core, request),
         }
     }
 }

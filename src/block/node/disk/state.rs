@@ -15,7 +15,7 @@ use core::sync::atomic::Ordering;
 
 use super::{Disk, registry};
 use crate::block::device::DeviceEvents;
-use crate::block::request::Frame;
+use crate::block::request::RequestRecord;
 use crate::block::{BlockError, Operation, watch};
 
 /// Writes and flushes fail until an operator clears it (DUR-5).
@@ -93,8 +93,8 @@ impl Disk {
         }
     }
 
-    pub(super) fn note_error(&self, frame: &Frame, error: BlockError) {
-        let code = u32::from(error.code()) | (frame.operation.index() as u32) << 8;
+    pub(super) fn note_error(&self, record: &RequestRecord, error: BlockError) {
+        let code = u32::from(error.code()) | (record.operation.index() as u32) << 8;
         self.last_error.store(code, Ordering::Relaxed);
         // A line a second at most: a dead disk fails thousands of requests in that time; the counters have them all.
         let now = watch::tick() + 1;
@@ -104,9 +104,9 @@ impl Disk {
         log::warn!(
             "{}: {} of {} at {}: {error}",
             self.name(),
-            frame.operation.name(),
-            frame.len,
-            frame.offset
+            record.operation.name(),
+            record.len,
+            record.offset
         );
     }
 
