@@ -15,7 +15,7 @@
 //! | [`machine`] | from device tree to running system |
 //!
 //! Arrows point one way: `boards → machine → {monitor, export, net} → block → aio → sync → arch`, and
-//! `virtio, devices → traits of {block, aio}`. `tests/layers` holds the `use crate::` lines against this.
+//! `virtio, devices → traits of {block, aio, net}`. `tests/layers` holds the `use crate::` lines against this.
 #![no_std]
 
 #[cfg(not(target_os = "none"))]

@@ -2,7 +2,7 @@
 //!
 //! A backend checks what its user sends, counts it in flight on the core that sent it, parks it while drained, splits what is
 //! too large, and books what came of it. Any core may submit; creation, deletion, listeners and drained sections belong to
-//! the main loop. The drained section is in [`drain`](super::drain).
+//! the main loop. The drained section is in [`drain`].
 //!
 //! | request | answer |
 //! |---|---|

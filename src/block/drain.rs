@@ -9,7 +9,7 @@
 //!     └───────────────────────── end (1→0): gates opened, listeners told ───────────────────────┘
 //! ```
 //! A core closes its gate when it hears of the new generation and answers once, when nothing of that backend is in flight on
-//! it. All of this runs in the main loop, but for the cores' own part ([`Backend::apply_gate`]). What arrives meanwhile is parked
+//! it. All of this runs in the main loop, but for the cores' own part (`Backend::apply_gate`). What arrives meanwhile is parked
 //! in the order of arrival and let go, counted first, before anything newer (DRN-12, DRN-25).
 //!
 //! Two entries: [`Backend::drain_begin`] never waits and is refused while a context lock is held; [`Backend::drained`] waits, and

@@ -12,12 +12,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`request`] | records, segments, windows, frames; `complete` |
-//! | [`backend`] | a user's handle on a node |
+//! | [`mod@backend`] | a user's handle on a node |
 //! | [`drain`] | drained sections |
 //! | [`node`] | kinds of node, and the arena |
 //! | [`device`] | what a disk driver implements |
 //! | [`accounting`] | counters |
-//! | [`bench`] | a load generator over a backend |
+//! | [`mod@bench`] | a load generator over a backend |
 //!
 //! The machine calls [`start_core`] on every core, then [`add_disk`] for each device, from the top slot down.
 //! Only `submit`, `complete` and what they call are on the path of a request.

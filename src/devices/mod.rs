@@ -4,7 +4,7 @@
 //!
 //! | file | device | trait |
 //! |---|---|---|
-//! | [`uart`] | PL011 | `embedded_io::{Read, ReadReady, Write, WriteReady}` |
+//! | `uart` | PL011 | `embedded_io::{Read, ReadReady, Write, WriteReady}` |
 //! | [`gpio`] | PL061 | `embedded_hal::digital::InputPin` |
 //! | [`rtc`] | PL031 | seconds since 1970 |
 //! | [`fw_cfg`] | QEMU fw_cfg | files by name |

@@ -1,4 +1,4 @@
-//! `bench`: runs [`block::bench`](crate::block::bench) against a disk or a test node and prints what came of it.
+//! `bench`: runs [`block::bench`](mod@crate::block::bench) against a disk or a test node and prints what came of it.
 //!
 //! ```text
 //! idle ── read ──────────────────────────────────────────▶ running ── done (one-shot to context 0) ──▶ report, idle

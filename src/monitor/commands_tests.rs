@@ -26,7 +26,8 @@ impl System for Fake {
         Ok(())
     }
     fn shut_down(&self, reboot: bool) {
-        self.shut_down.fetch_add(if reboot { 0x100 } else { 1 }, Ordering::Relaxed);
+        self.shut_down
+            .fetch_add(if reboot { 0x100 } else { 1 }, Ordering::Relaxed);
     }
     fn interrupts(&self, _: arch::CoreId) -> u64 {
         0
@@ -39,7 +40,9 @@ impl System for Fake {
     }
 }
 
-static FAKE: Fake = Fake { shut_down: AtomicU32::new(0) };
+static FAKE: Fake = Fake {
+    shut_down: AtomicU32::new(0),
+};
 
 fn typed(line: &str) -> Text {
     let mut out = Text::new();
@@ -51,7 +54,11 @@ fn typed(line: &str) -> Text {
 fn every_command_is_in_the_help() {
     let help = typed("help");
     for command in COMMANDS {
-        assert!(help.contains(command.usage) && help.contains(command.help), "{}", command.name);
+        assert!(
+            help.contains(command.usage) && help.contains(command.help),
+            "{}",
+            command.name
+        );
     }
 }
 
@@ -76,7 +83,10 @@ fn wrong_input_is_one_line_with_a_hint() {
         "info \u{fc}",
     ] {
         let out = typed(line);
-        assert!(out.starts_with("error: ") && out.ends_with('\n'), "{line}: {out}");
+        assert!(
+            out.starts_with("error: ") && out.ends_with('\n'),
+            "{line}: {out}"
+        );
         assert_eq!(out.matches('\n').count(), 1, "{line}: {out}");
     }
     assert_eq!(FAKE.shut_down.load(Ordering::Relaxed), 0);

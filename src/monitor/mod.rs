@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`bench`] | load on a disk, and its report |
+//! | [`mod@bench`] | load on a disk, and its report |
 //! | [`disks`] | `info disks`, `info drain` |
 //! | [`signature`] | what a disk carries |
 //! | [`console`] | port, editor, commands and log put together on context 0 |

@@ -2,11 +2,11 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`config`] | features, configuration fields and request types by number |
-//! | [`bare`] | reads on the bare queue, to compare with |
-//! | [`channel`] | one request queue on the core that owns it |
-//! | [`setup`] | from a transport to a running disk |
-//! | [`reset`] | stop, reset, take back, start again |
+//! | `config` | features, configuration fields and request types by number |
+//! | `bare` | reads on the bare queue, to compare with |
+//! | `channel` | one request queue on the core that owns it |
+//! | `setup` | from a transport to a running disk |
+//! | `reset` | stop, reset, take back, start again |
 //!
 //! Where the device offers as many queues as there are cores, each core owns one; where there are fewer, the first
 //! belongs to the disk's home core and the next ones to the cores after it, and the other cores' requests cross over

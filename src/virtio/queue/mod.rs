@@ -14,7 +14,7 @@
 //! instead, which only reads the used index.
 //!
 //! Nothing that the device writes is believed: what the driver knows of a head (is it in flight? how many bytes
-//! may the device have written?) lies in [`Slot`]s, which the device is never told of. A lie is a
+//! may the device have written?) lies in `Slot`s, which the device is never told of. A lie is a
 //! [`DeviceFault`]; the queue is poisoned then and says nothing more until [`VirtQueue::recycle`].
 //!
 //! Which barrier orders what stands at each of them. Published and used index are the only words that carry order.

@@ -37,13 +37,13 @@ impl Piece {
 /// A chain that the device gave back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// What [`VirtQueue::add`] returned for it.
+    /// What [`VirtQueue::add`](super::VirtQueue::add) returned for it.
     pub head: u16,
     /// Bytes that the device says it wrote, not more than the chain offers.
     pub len: u32,
 }
 
-/// No room for this chain now; room comes with [`VirtQueue::pop`].
+/// No room for this chain now; room comes with [`VirtQueue::pop`](super::VirtQueue::pop).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueFull;
 

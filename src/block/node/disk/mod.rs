@@ -10,9 +10,9 @@
 //! | rule | here |
 //! |---|---|
 //! | DUR-2, DUR-8 | FUA: the record that wrote the data becomes a member of a flush made available after, with the same token |
-//! | DUR-3 | [`flush`]: one device flush a core at a time; what arrives meanwhile joins the next |
+//! | DUR-3 | `flush`: one device flush a core at a time; what arrives meanwhile joins the next |
 //! | DUR-4 | FLUSH offered: always sent; not offered: success without I/O |
-//! | DUR-5 | [`state`]: a failed flush, or a reset with unflushed writes, latches `write-error` |
+//! | DUR-5 | `state`: a failed flush, or a reset with unflushed writes, latches `write-error` |
 //! | DUR-7 | nothing is retried but a request that the device's full queue did not take |
 //!
 //! One request is worked off window by window in its own record: constant space, however small the device's limits.
