@@ -48,8 +48,8 @@ use crate::sync::{Claim, HomeCell};
 
 pub use config::{AllowList, Cidr, IpConfig, NetConfig};
 pub use device::{CardState, NetDevice};
-use slot::SlotMemory;
-use stack::Stack;
+use slot::{Slot, SlotMemory};
+use stack::{Ingress, Stack};
 use status::Status;
 pub use status::{AddressInfo, ConnectionInfo, NetStats};
 use stream::StreamHandler;
@@ -98,10 +98,15 @@ static ARMED: AtomicU64 = AtomicU64::new(u64::MAX);
 static STOPPED: Once<Callback> = Once::new();
 static STOP_TOLD: AtomicBool = AtomicBool::new(false);
 
-static RECEIVE: Claim<[[u8; NET_RECEIVE_BYTES]; NET_SLOTS]> =
-    Claim::new([[0; NET_RECEIVE_BYTES]; NET_SLOTS]);
-static TRANSMIT: Claim<[[u8; NET_TRANSMIT_BYTES]; NET_SLOTS]> =
-    Claim::new([[0; NET_TRANSMIT_BYTES]; NET_SLOTS]);
+/// A buffer for each slot, where copies are quick.
+#[repr(C, align(4096))]
+struct Buffers<const BYTES: usize>([[u8; BYTES]; NET_SLOTS]);
+
+static RECEIVE: Claim<Buffers<NET_RECEIVE_BYTES>> =
+    Claim::new(Buffers([[0; NET_RECEIVE_BYTES]; NET_SLOTS]));
+static TRANSMIT: Claim<Buffers<NET_TRANSMIT_BYTES>> =
+    Claim::new(Buffers([[0; NET_TRANSMIT_BYTES]; NET_SLOTS]));
+static SLOTS: Claim<[Slot; NET_SLOTS]> = Claim::new([const { Slot::EMPTY }; NET_SLOTS]);
 static STORAGE: Claim<[[SocketStorage<'static>; 1]; NET_SLOTS]> =
     Claim::new([const { [SocketStorage::EMPTY] }; NET_SLOTS]);
 static CONTROL: Claim<[SocketStorage<'static>; 1]> = Claim::new([SocketStorage::EMPTY]);
@@ -152,13 +157,13 @@ fn start(
     handler: &'static dyn StreamHandler,
 ) -> Option<()> {
     let (receive, transmit, storage) = (RECEIVE.take()?, TRANSMIT.take()?, STORAGE.take()?);
-    let memory = receive.iter_mut().zip(transmit).zip(storage);
+    let memory = receive.0.iter_mut().zip(&mut transmit.0).zip(storage);
     let memory = memory.map(|((receive, transmit), storage)| SlotMemory {
         receive,
         transmit,
         storage,
     });
-    stack.start(card, config, CONTROL.take()?, arch::now_ns());
+    stack.start(card, config, SLOTS.take()?, CONTROL.take()?, arch::now_ns());
     stack.listen(config.listen, handler, memory)?;
     Some(())
 }
@@ -177,13 +182,16 @@ fn on_card(_: usize) {
     STACK.with(|stack| {
         stack.check_card(now);
         loop {
-            if stack.ingress(now, NET_FRAMES_PER_TURN) {
+            match stack.ingress(now, NET_FRAMES_PER_TURN) {
                 // The rest of the loop has its turn, then we go on.
-                shared.card.notifier().set();
-                break;
-            }
-            if !shared.card.rearm() {
-                break;
+                Ingress::More => {
+                    shared.card.notifier().set();
+                    break;
+                }
+                // What is staged goes out in the turn hook; then there will be room.
+                Ingress::Blocked => break,
+                Ingress::Done if shared.card.rearm() => {}
+                Ingress::Done => break,
             }
         }
         stack.service(now);

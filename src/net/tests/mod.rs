@@ -485,3 +485,45 @@ fn stop_ends_everything_within_its_time() {
     world.run(10);
     assert_eq!(world.socket(late).state(), State::SynSent);
 }
+
+#[test]
+fn a_full_card_in_mid_burst_does_not_hang() {
+    let server = Server::new(Behaviour::Echo);
+    let mut world = World::new(
+        Setup {
+            ring: 1,
+            ..Setup::default()
+        },
+        server,
+    );
+    let handle = world.connect();
+    world.run(10);
+    // More resets to answer than the card takes before it is notified.
+    for port in 0..20 {
+        world.card.push(segment(
+            60_000 + port,
+            1,
+            Some(1),
+            super::frame::ACK,
+            &[],
+            &[],
+        ));
+    }
+    assert_eq!(
+        world.stack.ingress(world.now, 64),
+        super::stack::Ingress::Blocked
+    );
+    assert_eq!(
+        world.stack.ingress(world.now, 64),
+        super::stack::Ingress::Blocked
+    );
+    for _ in 0..60 {
+        world.step_server();
+        world.card.pull();
+    }
+    assert_eq!(
+        world.stack.ingress(world.now, 64),
+        super::stack::Ingress::Done
+    );
+    echo(&mut world, handle, &pattern(1000, 1));
+}

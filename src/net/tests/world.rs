@@ -20,7 +20,7 @@ use crate::net::config::{AllowList, Cidr, IpConfig, NetConfig};
 use crate::net::device::{
     CardInfo, CardState, CardStats, Frame, NetDevice, ReceiveChecksum, TransmitOffload,
 };
-use crate::net::slot::SlotMemory;
+use crate::net::slot::{Slot, SlotMemory};
 use crate::net::stack::Stack;
 use crate::net::status::Status;
 use crate::net::stream::StreamHandler;
@@ -308,7 +308,13 @@ impl World {
             allow: setup.allow,
             seed: 1,
         };
-        stack.start(card, &config, leak([SocketStorage::EMPTY]), 0);
+        stack.start(
+            card,
+            &config,
+            leak([const { Slot::EMPTY }; NET_SLOTS]),
+            leak([SocketStorage::EMPTY]),
+            0,
+        );
         assert_eq!(
             stack.listen(config.listen, handler, memory(setup.slots)),
             Some(0)

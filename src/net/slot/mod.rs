@@ -11,17 +11,19 @@
 //! `Off` is a slot without a listening port. Only the stack (`super::stack`) uses slots, on its core.
 #![forbid(unsafe_code)]
 
+mod lent;
+
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use heapless::Deque;
 use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
-use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Duration;
 
 use super::frame::Segment;
-use super::stream::{ByteStream, MAX_HEADER, PeerAddress, ReceiveState};
+use super::stream::{ByteStream, PeerAddress};
 use crate::config;
-use crate::sync::Buffer;
+pub use lent::Ended;
+use lent::{SlotStream, Tail};
 
 /// The memory of one slot.
 pub struct SlotMemory {
@@ -81,63 +83,6 @@ impl Key {
     }
 }
 
-/// A buffer on its way into the socket.
-struct Queued {
-    header: [u8; MAX_HEADER],
-    header_len: usize,
-    buffer: Buffer,
-    start: usize,
-    len: usize,
-    /// Bytes of header and buffer together that the socket has taken.
-    done: usize,
-}
-
-/// What was sent and did not fit into the socket yet.
-struct Tail {
-    queue: Deque<Queued, { config::NET_SEND_QUEUE }>,
-    bytes: usize,
-}
-
-impl Tail {
-    /// Moves what fits into the socket; drops each buffer when its last byte is copied.
-    fn pump(&mut self, socket: &mut Socket<'static>) {
-        while let Some(front) = self.queue.front_mut() {
-            while front.done < front.header_len + front.len {
-                let rest = match front.done.checked_sub(front.header_len) {
-                    None => &front.header[front.done..front.header_len],
-                    Some(done) => {
-                        &front.buffer.as_slice()[front.start + done..front.start + front.len]
-                    }
-                };
-                let taken = socket.send_slice(rest).unwrap_or(0);
-                if taken == 0 {
-                    return;
-                }
-                front.done += taken;
-                self.bytes -= taken;
-            }
-            self.queue.pop_front();
-        }
-    }
-
-    fn clear(&mut self) {
-        self.queue.clear();
-        self.bytes = 0;
-    }
-}
-
-/// How the handler ended its side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ended {
-    /// It did not.
-    #[default]
-    No,
-    /// In order, after what is queued.
-    Close,
-    /// At once.
-    Abort,
-}
-
 /// A connection's place.
 pub struct Slot {
     bound: Option<(SocketSet<'static>, SocketHandle)>,
@@ -163,22 +108,19 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// A slot without memory, in phase `Off`.
+    /// A slot without memory, in phase `Off`, all zeros; before it is used see [`Slot::forget`].
     pub const EMPTY: Self = Self {
         bound: None,
-        tail: Tail {
-            queue: Deque::new(),
-            bytes: 0,
-        },
+        tail: Tail::EMPTY,
         phase: Phase::Off,
         port: 0,
         key: None,
         first_sequence: 0,
         settled: false,
         timed_out: false,
-        handler_deadline: u64::MAX,
-        socket_deadline: u64::MAX,
-        phase_deadline: u64::MAX,
+        handler_deadline: 0,
+        socket_deadline: 0,
+        phase_deadline: 0,
     };
 
     /// Gives the slot its memory and its port.
@@ -338,123 +280,5 @@ impl Slot {
         let result = f(&mut stream);
         let (ended, finished) = (stream.ended, !stream.socket.may_recv());
         Some((result, ended, finished))
-    }
-}
-
-struct SlotStream<'a> {
-    socket: &'a mut Socket<'static>,
-    tail: &'a mut Tail,
-    peer: PeerAddress,
-    ended: Ended,
-}
-
-impl SlotStream<'_> {
-    fn may_send(&self) -> bool {
-        self.ended == Ended::No && self.socket.may_send()
-    }
-}
-
-impl ByteStream for SlotStream<'_> {
-    fn receive(&mut self, f: &mut dyn FnMut(&[u8]) -> usize) -> ReceiveState {
-        if self.ended != Ended::No {
-            return ReceiveState::Reset;
-        }
-        let lent = self.socket.recv(|window| {
-            let taken = if window.is_empty() {
-                0
-            } else {
-                f(window).min(window.len())
-            };
-            (taken, ())
-        });
-        if lent.is_ok() && self.socket.may_recv() {
-            return ReceiveState::Open;
-        }
-        match self.socket.recv(|_| (0, ())) {
-            Ok(()) => ReceiveState::Open,
-            Err(RecvError::Finished) => ReceiveState::Finished,
-            Err(RecvError::InvalidState) => ReceiveState::Reset,
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> usize {
-        if self.tail.queue.is_empty() && self.may_send() {
-            self.socket.send_slice(bytes).unwrap_or(0)
-        } else {
-            0
-        }
-    }
-
-    fn send_buffer(
-        &mut self,
-        header: &[u8],
-        buffer: Buffer,
-        start: usize,
-        len: usize,
-    ) -> Result<(), Buffer> {
-        let fits = start
-            .checked_add(len)
-            .is_some_and(|end| end <= buffer.len())
-            && header.len() <= MAX_HEADER;
-        debug_assert!(
-            fits,
-            "send_buffer: a range outside the buffer, or a long header"
-        );
-        if !fits || !self.may_send() {
-            return Err(buffer);
-        }
-        let all = header.len() + len;
-        if self.tail.queue.is_empty()
-            && all <= self.socket.send_capacity() - self.socket.send_queue()
-        {
-            // Room for both: no detour. `send_slice` takes all, as there is room and the state allows it.
-            let _ = self.socket.send_slice(header);
-            let _ = self
-                .socket
-                .send_slice(&buffer.as_slice()[start..start + len]);
-            return Ok(());
-        }
-        let mut queued = Queued {
-            header: [0; MAX_HEADER],
-            header_len: header.len(),
-            buffer,
-            start,
-            len,
-            done: 0,
-        };
-        queued.header[..header.len()].copy_from_slice(header);
-        self.tail
-            .queue
-            .push_back(queued)
-            .map_err(|queued| queued.buffer)?;
-        self.tail.bytes += all;
-        self.tail.pump(self.socket);
-        Ok(())
-    }
-
-    fn send_space(&self) -> usize {
-        if self.tail.queue.is_empty() && self.may_send() {
-            self.socket.send_capacity() - self.socket.send_queue()
-        } else {
-            0
-        }
-    }
-
-    fn unsent(&self) -> usize {
-        self.socket.send_queue() + self.tail.bytes
-    }
-
-    fn close(&mut self) {
-        if self.ended == Ended::No {
-            self.ended = Ended::Close;
-        }
-    }
-
-    fn abort(&mut self) {
-        self.ended = Ended::Abort;
-    }
-
-    fn peer(&self) -> PeerAddress {
-        self.peer
     }
 }
