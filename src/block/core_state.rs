@@ -300,22 +300,10 @@ fn run(core: CoreId) {
             .get(core)
             .with(|lists| lists.finished.append(&mut arrived));
     }
-    let batch = LISTS.get(core).with(|lists| lists.finished.len());
-    for _ in 0..batch {
-        let Some(request) = LISTS.get(core).with(|lists| lists.finished.pop()) else {
-            break;
-        };
+    // What comes from now on schedules us again, since it finds the list empty.
+    let mut batch = LISTS.get(core).with(|lists| lists.finished.take());
+    while let Some(request) = batch.pop() {
         step(core, request);
-    }
-    let again = LISTS.get(core).with(|lists| {
-        if lists.finished.is_empty() {
-            None
-        } else {
-            lists.bottom_half
-        }
-    });
-    if let Some(bottom_half) = again {
-        bottom_half.schedule();
     }
 }
 

@@ -118,6 +118,11 @@ impl TestDisk {
         self.inner().queue_of = [core; MAX_CORES];
     }
 
+    /// Whose queue serves each core.
+    pub fn set_queues(&self, queues: [CoreId; MAX_CORES]) {
+        self.inner().queue_of = queues;
+    }
+
     /// The next `count` requests of that operation fail.
     pub fn fail_next(&self, operation: Operation, count: u32) {
         self.inner().fail = Some((operation, count));

@@ -5,6 +5,7 @@ mod durability;
 mod model;
 mod paths;
 mod pool;
+mod threads;
 
 use std::boxed::Box;
 use std::sync::Mutex;
