@@ -5,7 +5,7 @@
 //! instead, which does not count but keeps the backend from being deleted. Both live on the request's home core.
 //!
 //! Each token also fills a place in a table that any core may read, so that "what hangs, where, since when" has an answer
-//! (CS-13) without a clock read: ages count in the seconds of [`watch`](super::watch).
+//! (CS-13) without a clock read: ages count in the seconds of [`watch`].
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! One request queue of a disk, on the core that owns it: from requests to chains and back.
 //!
-//! Everything here runs on the owner, from the loop, and calls nobody back: [`complete`] only puts a request on the
+//! Everything here runs on the owner, from the loop, and calls nobody back: [`complete`](crate::block::complete) only puts a request on the
 //! core's list of finished ones, whose bottom half runs the completions. So the walk of the used ring cannot be
 //! entered again from within.
 use super::config::{self, kind};
