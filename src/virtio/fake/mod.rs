@@ -4,14 +4,18 @@
 //! It keeps to the rules of politeness exactly, so that a driver that errs hangs: it looks at a ring only after a
 //! kick, until the ring is empty and stays so after it has said that it wants a kick; it raises an interrupt only
 //! if the driver asked for one. A chain that breaks the specification panics.
-use super::layout::{INDIRECT, NEXT, NO_INTERRUPT, NO_NOTIFY, Ring, WRITE, passes};
-use super::queue::Piece;
+mod chain;
+
+use super::layout::{NO_INTERRUPT, NO_NOTIFY, Ring, passes};
 use super::transport::{QueueAddresses, Transport, feature, status};
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use std::vec::Vec;
+
+pub use chain::Chain;
+use chain::chain;
 
 /// What a device does when status 0 is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,56 +24,6 @@ pub enum Reset {
     Prompt,
     /// Confirms when the test calls [`FakeDevice::confirm_reset`].
     Late,
-}
-
-/// A chain that the device took.
-#[derive(Clone, Debug)]
-pub struct Chain {
-    pub head: u16,
-    pub pieces: Vec<Piece>,
-}
-
-impl Chain {
-    /// Bytes that the device may write.
-    pub fn room(&self) -> u32 {
-        self.pieces
-            .iter()
-            .filter(|p| p.device_writes)
-            .map(|p| p.len)
-            .sum()
-    }
-
-    /// What the device reads, put together.
-    pub fn readable(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for piece in self.pieces.iter().filter(|p| !p.device_writes) {
-            // SAFETY: the driver gave this memory to the device until the chain is used.
-            bytes.extend_from_slice(unsafe {
-                core::slice::from_raw_parts(piece.address as *const u8, piece.len as usize)
-            });
-        }
-        bytes
-    }
-
-    /// Writes `bytes` from `offset` of the writable part on.
-    pub fn write(&self, mut offset: usize, mut bytes: &[u8]) {
-        for piece in self.pieces.iter().filter(|p| p.device_writes) {
-            let len = piece.len as usize;
-            if offset >= len {
-                offset -= len;
-                continue;
-            }
-            let part = bytes.len().min(len - offset);
-            // SAFETY: inside the piece, which the driver gave to the device until the chain is used.
-            unsafe {
-                let to = (piece.address as *mut u8).add(offset);
-                to.copy_from_nonoverlapping(bytes.as_ptr(), part);
-            }
-            bytes = &bytes[part..];
-            offset = 0;
-        }
-        assert!(bytes.is_empty(), "the device wrote beyond the chain");
-    }
 }
 
 #[derive(Default)]
@@ -329,58 +283,6 @@ pub fn write_used(ring: &Ring, position: u16, id: u32, len: u32) {
     let place = used + 4 + 8 * u64::from(position & (ring.depth() - 1));
     // SAFETY: inside the used ring of a leaked arena.
     unsafe { (place as *mut [u32; 2]).write_volatile([id, len]) }
-}
-
-/// Follows a chain as a device does, and insists on the rules of virtio 1.2, 2.7.5.
-fn chain(ring: &Ring, head: u16, indirect: bool) -> Chain {
-    let mut pieces = Vec::new();
-    let depth = ring.depth();
-    assert!(head < depth);
-    let first = ring.descriptor(head);
-    let mut add = |d: super::layout::Descriptor| {
-        let device_writes = d.flags & WRITE != 0;
-        assert!(d.len > 0 && d.address != 0);
-        pieces.push(Piece {
-            address: d.address,
-            len: d.len,
-            device_writes,
-        });
-        assert!(
-            pieces.is_sorted_by_key(|p| p.device_writes),
-            "readable after writable"
-        );
-        assert!(
-            pieces.len() <= usize::from(depth),
-            "a loop, or a chain longer than the queue"
-        );
-    };
-    if first.flags & INDIRECT != 0 {
-        assert!(indirect && first.flags & (NEXT | WRITE) == 0 && first.len.is_multiple_of(16));
-        let count = first.len / 16;
-        let mut at = 0;
-        loop {
-            assert!(at < count);
-            // SAFETY: a table that the driver gave to the device.
-            let d =
-                unsafe { *(first.address as *const super::layout::Descriptor).add(at as usize) };
-            add(d);
-            if d.flags & NEXT == 0 {
-                break;
-            }
-            at = u32::from(d.next);
-        }
-    } else {
-        let mut d = first;
-        loop {
-            add(d);
-            if d.flags & NEXT == 0 {
-                break;
-            }
-            assert!(d.next < depth);
-            d = ring.descriptor(d.next);
-        }
-    }
-    Chain { head, pieces }
 }
 
 impl Transport for FakeDevice {
