@@ -290,3 +290,29 @@ fn co_slots_are_bounded() {
     while ctx.poll(false) {}
     assert_eq!(aio::coroutines_in_use().0, 0);
 }
+
+#[test]
+fn co_6_a_wake_queued_before_the_move_is_forwarded() {
+    let (_machine, ctx) = stepped(2);
+    let other = attach(1, "other");
+    let _zero = host::enter_core(0);
+    let cores = log();
+    ctx.spawn("woken mover", async move {
+        // Queued in the old home's lane while it still runs there.
+        aio::current_coroutine().unwrap().wake();
+        aio::reschedule_self(other).await;
+        cores.push(arch::current_core().unwrap());
+    })
+    .unwrap();
+    while ctx.poll(false) {}
+    assert_eq!(
+        (ctx.stats().coroutine_steps, other.stats().coroutine_steps),
+        (1, 0)
+    );
+    {
+        let _one = host::enter_core(1);
+        assert!(other.poll(false));
+    }
+    assert_eq!((cores.take(), other.stats().coroutine_steps), (vec![1], 1));
+    assert_eq!(aio::coroutines_in_use().0, 0);
+}

@@ -1108,3 +1108,51 @@ fn callbacks_carry_their_argument() {
     ctx.poll(false);
     assert_eq!(TOTAL.load(SeqCst), 4);
 }
+
+#[test]
+fn nfy_3_a_notification_that_arrives_during_dispatch_is_kept() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let notify_from_core_1 = move |_| {
+        let _one = host::enter_core(1);
+        ctx.notify();
+    };
+    ctx.schedule_oneshot("meanwhile", call(notify_from_core_1))
+        .unwrap();
+    assert!(ctx.poll(true));
+    let sleeps = ctx.stats().sleeps;
+    assert!(!ctx.poll(true));
+    assert_eq!(
+        ctx.stats().sleeps,
+        sleeps,
+        "it came after the accept, so it ends the next wait"
+    );
+}
+
+#[test]
+fn poll_11_a_handler_in_a_slot_that_was_due_waits_for_the_next_pass() {
+    let (_core, ctx) = single();
+    let log = log();
+    let (a, b, c) = (notifier(), notifier(), notifier());
+    let ready_c = call(move |_| {
+        c.test_and_clear();
+        log.push(3);
+    });
+    let ready_a = call(move |_| {
+        a.test_and_clear();
+        log.push(1);
+        // The slot of `b`, which is due in this pass, goes to `c`, which is ready.
+        ctx.unregister(b);
+        c.set();
+        ctx.register(c, "c", ready_c, None).unwrap();
+    });
+    ctx.register(a, "a", ready_a, None).unwrap();
+    ctx.register(b, "b", call(move |_| log.push(2)), None)
+        .unwrap();
+    a.set();
+    b.set();
+    assert!(ctx.poll(false));
+    assert_eq!(log.take(), [1]);
+    assert!(ctx.poll(false));
+    assert_eq!(log.take(), [3]);
+}
