@@ -18,12 +18,13 @@
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::accounting::{Counters, Totals};
+use super::accounting::Totals;
 use super::drain::{self, Section};
+use super::gate::PerCore;
 use super::node::{self, Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
 use super::request::{RequestFlags, RequestRecord, complete};
 use super::token::InFlight;
-use super::{BlockError, Operation, Request, RequestQueue, core_state};
+use super::{BlockError, Operation, Request};
 use crate::arch::{self, CoreId};
 use crate::config::{BACKENDS, MAX_CORES, MAX_TRANSFER};
 use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock};
@@ -54,45 +55,6 @@ pub trait BackendListener: Sync {
     }
 }
 
-/// What one core keeps of a backend.
-pub(crate) struct Gate {
-    /// The root, as of the last opening; `None`: look it up.
-    root: Option<&'static dyn NodeDriver>,
-    parking: bool,
-    parked: RequestQueue,
-    /// Change of the gate that this core has seen.
-    generation: u64,
-}
-
-pub(crate) struct PerCore {
-    gate: HomeCell<Gate>,
-    in_flight: AtomicU32,
-    parked: AtomicU32,
-    /// Generation for which this core owes the drain an answer; 0: none. Home core only.
-    owes: AtomicU64,
-    /// Last generation that this core answered.
-    pub(crate) answered: AtomicU64,
-    counters: Counters,
-}
-
-impl PerCore {
-    const fn new() -> Self {
-        Self {
-            gate: HomeCell::new(Gate {
-                root: None,
-                parking: false,
-                parked: RequestQueue::new(),
-                generation: 0,
-            }),
-            in_flight: AtomicU32::new(0),
-            parked: AtomicU32::new(0),
-            owes: AtomicU64::new(0),
-            answered: AtomicU64::new(0),
-            counters: Counters::new(),
-        }
-    }
-}
-
 /// What rarely changes; written by the main loop.
 struct Meta {
     live: bool,
@@ -104,7 +66,7 @@ struct Meta {
 
 const READ_ONLY: u32 = 1;
 /// Requests are not parked in a drained section (DRN-27).
-const NO_PARKING: u32 = 2;
+pub(super) const NO_PARKING: u32 = 2;
 const ROOT_READ_ONLY: u32 = 4;
 
 /// A user's handle on a root node.
@@ -114,7 +76,7 @@ pub struct Backend {
     size: AtomicU64,
     /// Logical block minus one.
     block_mask: AtomicU32,
-    flags: AtomicU32,
+    pub(super) flags: AtomicU32,
     /// `generation << 1 | parking`, for all cores.
     pub(crate) gate: AtomicU64,
     pub(crate) cores: CoreArray<PerCore>,
@@ -250,7 +212,7 @@ impl Backend {
         self.meta.lock().root
     }
 
-    fn root_driver(&self) -> Option<&'static dyn NodeDriver> {
+    pub(super) fn root_driver(&self) -> Option<&'static dyn NodeDriver> {
         node::driver(self.root()?)
     }
 
@@ -367,24 +329,8 @@ impl Backend {
         }
     }
 
-    /// In a drained section, or for the first time since the root may have changed.
-    #[cold]
-    fn submit_slowly(&'static self, mut request: Request, parking: bool) {
-        let per_core = self.cores.get(request.home);
-        if parking && self.flags.load(Ordering::Relaxed) & NO_PARKING == 0 {
-            request.queued = request.token.take().map(InFlight::park);
-            return per_core.gate.with(|gate| gate.parked.push(request));
-        }
-        let root = self.root_driver();
-        per_core.gate.with(|gate| gate.root = root);
-        match root {
-            Some(root) => self.admit(request, root),
-            None => complete(request, Err(BlockError::NoMedium)),
-        }
-    }
-
     #[inline]
-    fn admit(&'static self, mut request: Request, root: &'static dyn NodeDriver) {
+    pub(super) fn admit(&'static self, mut request: Request, root: &'static dyn NodeDriver) {
         match self.check(&mut request) {
             Verdict::Pass => {}
             Verdict::Done(result) => return complete(request, result),
@@ -429,94 +375,6 @@ impl Backend {
             return Verdict::Done(Ok(()));
         }
         Verdict::Pass
-    }
-
-    // ---- tokens: on the request's home core ----
-
-    #[inline]
-    pub(crate) fn count_up(&self, core: CoreId) {
-        let counter = &self.cores.get(core).in_flight;
-        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn count_down(&'static self, core: CoreId) {
-        let per_core = self.cores.get(core);
-        let left = per_core.in_flight.load(Ordering::Relaxed).wrapping_sub(1);
-        per_core.in_flight.store(left, Ordering::Relaxed);
-        if left == 0 && per_core.owes.load(Ordering::Relaxed) != 0 {
-            self.answer(core);
-        }
-    }
-
-    pub(crate) fn parked_up(&self, core: CoreId) {
-        self.cores.get(core).parked.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn parked_down(&self, core: CoreId) {
-        self.cores.get(core).parked.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn account(&self, core: CoreId, record: &RequestRecord, started_ns: u64) {
-        let counters = &self.cores.get(core).counters;
-        counters.book(record.operation, record.len, record.result);
-        counters.book_latency(core_state::turn_ns(core).saturating_sub(started_ns));
-    }
-
-    // ---- the gate: on each core ----
-
-    #[cold]
-    fn answer(&'static self, core: CoreId) {
-        let per_core = self.cores.get(core);
-        let generation = per_core.owes.swap(0, Ordering::Relaxed);
-        per_core.answered.store(generation, Ordering::Release);
-        drain::kick();
-    }
-
-    /// Brings this core's gate to what the main loop wants: parks, and answers when nothing is in flight; or opens, and lets go
-    /// what is parked, in order.
-    pub(crate) fn apply_gate(&'static self, core: CoreId) {
-        let wanted = self.gate.load(Ordering::Acquire);
-        let (generation, parking) = (wanted >> 1, wanted & 1 != 0);
-        let per_core = self.cores.get(core);
-        let change = per_core.gate.with(|gate| {
-            if gate.generation == generation {
-                return None;
-            }
-            gate.generation = generation;
-            gate.parking = parking;
-            gate.root = None;
-            Some(if parking {
-                RequestQueue::new()
-            } else {
-                gate.parked.take()
-            })
-        });
-        let Some(mut released) = change else { return };
-        if parking {
-            per_core.owes.store(generation, Ordering::Relaxed);
-            if per_core.in_flight.load(Ordering::Relaxed) == 0 {
-                self.answer(core);
-            }
-            return;
-        }
-        per_core.owes.store(0, Ordering::Relaxed);
-        // All are counted before the first goes, so that a drain that begins now waits for every one of them.
-        let mut counted = RequestQueue::new();
-        while let Some(mut request) = released.pop() {
-            if let Some(queued) = request.queued.take() {
-                request.token = Some(queued.admit(&request));
-            }
-            counted.push(request);
-        }
-        let root = self.root_driver();
-        while let Some(request) = counted.pop() {
-            match root {
-                Some(root) => self.admit(request, root),
-                None => complete(request, Err(BlockError::NoMedium)),
-            }
-        }
     }
 }
 

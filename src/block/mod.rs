@@ -11,7 +11,7 @@
 //! ```
 //! | module | what |
 //! |---|---|
-//! | [`request`] | records, segments, windows, frames; `complete` |
+//! | [`request`] | records, frames, data, windows; `complete` |
 //! | [`mod@backend`] | a user's handle on a node |
 //! | [`drain`] | drained sections |
 //! | [`node`] | kinds of node, and the arena |
@@ -27,10 +27,13 @@ pub mod accounting;
 pub mod backend;
 pub mod bench;
 mod core_state;
+mod data;
 pub mod device;
 pub mod drain;
 pub mod error;
+mod gate;
 pub mod node;
+mod operation;
 mod queue;
 pub mod request;
 #[cfg(not(target_os = "none"))]

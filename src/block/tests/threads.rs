@@ -26,7 +26,7 @@ fn next(mut request: Request) {
         _ => (Operation::Read, 4096),
     };
     request.reuse(operation, offset, len);
-    if n % 7 == 0 {
+    if n.is_multiple_of(7) {
         request.flags = RequestFlags::FUA;
     }
     backend.submit(request);

@@ -16,16 +16,23 @@
 //! is for the main loop outside coroutines.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+mod all;
+mod report;
+
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use heapless::Vec;
 
+pub use all::{drain_all_begin, drain_all_end};
+pub(crate) use report::report_slow;
+pub use report::{DrainState, for_each_section};
+
 use super::backend::{self, Backend, BackendListener, LISTENERS};
-use super::{BlockError, core_state, token, watch};
+use super::{BlockError, core_state, watch};
 use crate::aio::{self, BottomHalf, Callback};
 use crate::arch::{self, CoreId};
 use crate::config::{BACKENDS, MAX_CORES};
-use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock, caller_levels};
+use crate::sync::{CachePadded, CoreArray, IrqLock, caller_levels};
 
 /// Callers that can wait for one backend's section at once.
 const WAITERS: usize = 8;
@@ -69,17 +76,6 @@ static CHANGED: CoreArray<AtomicU64> =
 static GATE_BH: CoreArray<IrqLock<Option<BottomHalf>>> =
     CoreArray::new([const { CachePadded::new(IrqLock::new(None)) }; MAX_CORES]);
 static MAIN_BH: IrqLock<Option<BottomHalf>> = IrqLock::new(None);
-/// Sections over all backends: a backend that is created starts with so many (DRN-18).
-static ALL_SECTIONS: AtomicU32 = AtomicU32::new(0);
-
-/// Somebody who drains everything.
-struct All {
-    waiting: Vec<Callback, WAITERS>,
-}
-static ALL: HomeCell<All> = HomeCell::new(All {
-    waiting: Vec::new(),
-});
-
 pub(crate) fn start(core: CoreId) -> Result<(), BlockError> {
     let context = aio::context(core);
     let gates = context
@@ -87,7 +83,7 @@ pub(crate) fn start(core: CoreId) -> Result<(), BlockError> {
         .map_err(|_| BlockError::NoMemory)?;
     *GATE_BH.get(core).lock() = Some(gates);
     if core == 0 {
-        ALL.bind(core);
+        all::ALL.bind(core);
         let main = context
             .bottom_half("drain", Callback::new(&advance_all, 0))
             .map_err(|_| BlockError::NoMemory)?;
@@ -157,7 +153,7 @@ fn any_listener_busy(backend: &'static Backend) -> bool {
 
 /// A new backend joins the sections over everything; its gates open, or stay closed.
 pub(crate) fn created(backend: &'static Backend) {
-    let sections = ALL_SECTIONS.load(Ordering::Relaxed);
+    let sections = all::ALL_SECTIONS.load(Ordering::Relaxed);
     backend.section.with(|section| {
         section.count = sections;
         section.phase = if sections == 0 {
@@ -191,7 +187,7 @@ fn advance_all(_: usize) {
     for backend in backend::backends() {
         while advance(backend) {}
     }
-    finish_all();
+    all::finish_all();
 }
 
 /// One step of a backend's machine; whether another may follow at once.
@@ -379,123 +375,5 @@ pub struct DrainGuard {
 impl Drop for DrainGuard {
     fn drop(&mut self) {
         self.backend.drain_end();
-    }
-}
-
-/// Begins a drained section on every backend, also on those created before it ends; `done` as for
-/// [`Backend::drain_begin`]. Main loop only.
-///
-/// # Errors
-/// As [`Backend::drain_begin`].
-pub fn drain_all_begin(done: Callback) -> Result<(), BlockError> {
-    if caller_levels() != 0 {
-        return Err(BlockError::Busy);
-    }
-    if arch::current_core() != Some(0) {
-        return Err(BlockError::Invalid);
-    }
-    ALL.with(|all| all.waiting.push(done))
-        .map_err(|_| BlockError::NoMemory)?;
-    ALL_SECTIONS.fetch_add(1, Ordering::Relaxed);
-    for backend in backend::backends() {
-        // Without a waiter this cannot fail: we are the main loop.
-        let _ = backend.begin(None);
-    }
-    kick();
-    Ok(())
-}
-
-/// Ends a section of [`drain_all_begin`]. Main loop only.
-pub fn drain_all_end() {
-    ALL_SECTIONS.fetch_sub(1, Ordering::Relaxed);
-    for backend in backend::backends() {
-        backend.drain_end();
-    }
-}
-
-fn finish_all() {
-    let waiting = ALL.with(|all| all.waiting.len());
-    if waiting == 0 || !backend::backends().all(Backend::is_quiet) {
-        return;
-    }
-    let waiters = ALL.with(|all| {
-        let waiters = all.waiting.clone();
-        all.waiting.clear();
-        waiters
-    });
-    for waiter in waiters {
-        waiter.call();
-    }
-}
-
-/// Why a drained section is not quiet yet, or that it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DrainState {
-    /// A listener still works.
-    Listener,
-    /// This core has requests in flight, or has not looked yet.
-    Core(CoreId),
-    /// Nothing: the section is quiet.
-    Quiet,
-}
-
-/// Calls `f(backend, nesting, seconds since it began, what it waits for)` for every drained section; the requests themselves
-/// are in [`for_each_in_flight`](super::for_each_in_flight). Main loop only.
-pub fn for_each_section(mut f: impl FnMut(&'static Backend, u32, u32, DrainState)) {
-    for backend in backend::backends() {
-        let (count, phase, since) = backend.section.with(|s| (s.count, s.phase, s.since_tick));
-        let age = watch::tick().wrapping_sub(since);
-        match phase {
-            Phase::Running => {}
-            Phase::Quiet => f(backend, count, age, DrainState::Quiet),
-            Phase::Listeners => f(backend, count, age, DrainState::Listener),
-            Phase::Cores => {
-                let generation = backend.gate.load(Ordering::Relaxed) >> 1;
-                for core in started_cores() {
-                    if backend.cores.get(core).answered.load(Ordering::Acquire) != generation {
-                        f(backend, count, age, DrainState::Core(core));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Seconds after which a drained section that is not quiet is reported.
-const REPORT_AFTER_S: u32 = 5;
-
-/// Once a second, from the watch: names what a slow drain waits for (CS-13), once a section.
-pub(crate) fn report_slow() {
-    for backend in backend::backends() {
-        let slow = backend.section.with(|section| {
-            let slow = matches!(section.phase, Phase::Listeners | Phase::Cores)
-                && !section.reported
-                && watch::tick().wrapping_sub(section.since_tick) >= REPORT_AFTER_S;
-            section.reported |= slow;
-            slow
-        });
-        if !slow {
-            continue;
-        }
-        let named = AtomicBool::new(false);
-        token::for_each_in_flight(|view| {
-            if view.backend == backend.index() && !named.swap(true, Ordering::Relaxed) {
-                log::warn!(
-                    "drain of {} waits {} s: {} at {} from core {}, {} s old",
-                    backend.name(),
-                    REPORT_AFTER_S,
-                    view.operation.name(),
-                    view.offset,
-                    view.core,
-                    view.age_s
-                );
-            }
-        });
-        if !named.load(Ordering::Relaxed) {
-            log::warn!(
-                "drain of {} waits {REPORT_AFTER_S} s for its user",
-                backend.name()
-            );
-        }
     }
 }

@@ -1,0 +1,156 @@
+//! A backend's part on each core: what is in flight there, the gate that a drained section closes, what waits behind it.
+//!
+//! Everything here runs on the core it belongs to; the main loop only sets what it wants ([`Backend::gate`]) and reads the answers.
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::accounting::Counters;
+use super::backend::{Backend, NO_PARKING};
+use super::node::NodeDriver;
+use super::request::{RequestRecord, complete};
+use super::token::InFlight;
+use super::{BlockError, Request, RequestQueue, core_state, drain};
+use crate::arch::CoreId;
+use crate::sync::HomeCell;
+
+/// What one core keeps of a backend.
+pub(super) struct Gate {
+    /// The root, as of the last opening; `None`: look it up.
+    pub(super) root: Option<&'static dyn NodeDriver>,
+    pub(super) parking: bool,
+    parked: RequestQueue,
+    /// Change of the gate that this core has seen.
+    generation: u64,
+}
+
+pub(crate) struct PerCore {
+    pub(super) gate: HomeCell<Gate>,
+    pub(super) in_flight: AtomicU32,
+    pub(super) parked: AtomicU32,
+    /// Generation for which this core owes the drain an answer; 0: none. Home core only.
+    owes: AtomicU64,
+    /// Last generation that this core answered.
+    pub(crate) answered: AtomicU64,
+    pub(super) counters: Counters,
+}
+
+impl PerCore {
+    pub(super) const fn new() -> Self {
+        Self {
+            gate: HomeCell::new(Gate {
+                root: None,
+                parking: false,
+                parked: RequestQueue::new(),
+                generation: 0,
+            }),
+            in_flight: AtomicU32::new(0),
+            parked: AtomicU32::new(0),
+            owes: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            counters: Counters::new(),
+        }
+    }
+}
+
+impl Backend {
+    /// In a drained section, or for the first time since the root may have changed.
+    #[cold]
+    pub(super) fn submit_slowly(&'static self, mut request: Request, parking: bool) {
+        let per_core = self.cores.get(request.home);
+        if parking && self.flags.load(Ordering::Relaxed) & NO_PARKING == 0 {
+            request.queued = request.token.take().map(InFlight::park);
+            return per_core.gate.with(|gate| gate.parked.push(request));
+        }
+        let root = self.root_driver();
+        per_core.gate.with(|gate| gate.root = root);
+        match root {
+            Some(root) => self.admit(request, root),
+            None => complete(request, Err(BlockError::NoMedium)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn count_up(&self, core: CoreId) {
+        let counter = &self.cores.get(core).in_flight;
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn count_down(&'static self, core: CoreId) {
+        let per_core = self.cores.get(core);
+        let left = per_core.in_flight.load(Ordering::Relaxed).wrapping_sub(1);
+        per_core.in_flight.store(left, Ordering::Relaxed);
+        if left == 0 && per_core.owes.load(Ordering::Relaxed) != 0 {
+            self.answer(core);
+        }
+    }
+
+    pub(crate) fn parked_up(&self, core: CoreId) {
+        self.cores.get(core).parked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn parked_down(&self, core: CoreId) {
+        self.cores.get(core).parked.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn account(&self, core: CoreId, record: &RequestRecord, started_ns: u64) {
+        let counters = &self.cores.get(core).counters;
+        counters.book(record.operation, record.len, record.result);
+        counters.book_latency(core_state::turn_ns(core).saturating_sub(started_ns));
+    }
+
+    #[cold]
+    fn answer(&'static self, core: CoreId) {
+        let per_core = self.cores.get(core);
+        let generation = per_core.owes.swap(0, Ordering::Relaxed);
+        per_core.answered.store(generation, Ordering::Release);
+        drain::kick();
+    }
+
+    /// Brings this core's gate to what the main loop wants: parks, and answers when nothing is in flight; or opens, and lets go
+    /// what is parked, in order.
+    pub(crate) fn apply_gate(&'static self, core: CoreId) {
+        let wanted = self.gate.load(Ordering::Acquire);
+        let (generation, parking) = (wanted >> 1, wanted & 1 != 0);
+        let per_core = self.cores.get(core);
+        let change = per_core.gate.with(|gate| {
+            if gate.generation == generation {
+                return None;
+            }
+            gate.generation = generation;
+            gate.parking = parking;
+            gate.root = None;
+            Some(if parking {
+                RequestQueue::new()
+            } else {
+                gate.parked.take()
+            })
+        });
+        let Some(mut released) = change else { return };
+        if parking {
+            per_core.owes.store(generation, Ordering::Relaxed);
+            if per_core.in_flight.load(Ordering::Relaxed) == 0 {
+                self.answer(core);
+            }
+            return;
+        }
+        per_core.owes.store(0, Ordering::Relaxed);
+        // All are counted before the first goes, so that a drain that begins now waits for every one of them.
+        let mut counted = RequestQueue::new();
+        while let Some(mut request) = released.pop() {
+            if let Some(queued) = request.queued.take() {
+                request.token = Some(queued.admit(&request));
+            }
+            counted.push(request);
+        }
+        let root = self.root_driver();
+        while let Some(request) = counted.pop() {
+            match root {
+                Some(root) => self.admit(request, root),
+                None => complete(request, Err(BlockError::NoMedium)),
+            }
+        }
+    }
+}
