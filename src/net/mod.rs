@@ -11,6 +11,15 @@
 //! | `address` | static address or DHCP |
 //! | [`status`] | what others may see |
 //!
+//! | feature | |
+//! |---|---|
+//! | IPv4 over Ethernet, ARP, ping, DHCP, one address, one router | yes |
+//! | checksums and segmentation by the card, both ways; long frames received in merged buffers | yes |
+//! | window scaling, selective acknowledgement, fast retransmit, keep-alive, zero-window probes | yes |
+//! | Nagle's algorithm, delayed acknowledgement | off |
+//! | congestion control | no: the peer's window and our buffer bound what is under way; for local networks |
+//! | IPv6, VLANs, IP fragments, TCP timestamps, several cards | no |
+//!
 //! This file is the glue to the event loop. One context is home to card, stack and servers. Its handler for the card takes
 //! the frames that came and steps the servers whose connection moved; whatever they and woken servers left to be sent goes
 //! out in a turn hook, with one notification of the card a turn:

@@ -130,6 +130,8 @@ impl Slot {
             SocketBuffer::new(memory.transmit),
         );
         socket.set_nagle_enabled(false);
+        // A client that sends header and payload apart under Nagle's algorithm waits for this acknowledgement: one
+        // that is delayed by a millisecond costs a millisecond a write.
         socket.set_ack_delay(None);
         socket.set_keep_alive(Some(Duration::from_secs(config::NET_KEEP_ALIVE_SECONDS)));
         socket.set_timeout(Some(Duration::from_secs(config::NET_SILENCE_SECONDS)));

@@ -527,3 +527,25 @@ fn a_full_card_in_mid_burst_does_not_hang() {
     );
     echo(&mut world, handle, &pattern(1000, 1));
 }
+
+#[test]
+fn a_ping_is_answered() {
+    let mut world = World::new(Setup::default(), Server::new(Behaviour::Echo));
+    let first = world.connect();
+    world.run(10);
+    world.socket(first).abort();
+    world.run(10);
+    let mut ping = segment(0, 0, None, 0, &[], &[7; 40]);
+    ping[23] = 1;
+    ping[24..26].fill(0);
+    let sum = super::checksum::finish(super::checksum::sum(&ping[14..34]));
+    ping[24..26].copy_from_slice(&sum.to_ne_bytes());
+    ping[34..42].copy_from_slice(&[8, 0, 0, 0, 0, 1, 0, 1]);
+    let sum = super::checksum::finish(super::checksum::sum(&ping[34..]));
+    ping[36..38].copy_from_slice(&sum.to_ne_bytes());
+    world.card.push(ping.clone());
+    world.step_server();
+    let reply = world.card.pull().expect("an answer");
+    assert_eq!((reply[23], reply[34]), (1, 0));
+    assert_eq!(reply[42..], ping[42..]);
+}
