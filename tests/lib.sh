@@ -5,6 +5,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TARGET=aarch64-unknown-none-softfloat
 BOARD_PACKAGE=ironthread-qemu-virt
 TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target}
+# The control build is a workspace of its own and would build elsewhere.
+export CARGO_TARGET_DIR=$TARGET_DIR
 TOOLCHAIN_ENV=$TARGET_DIR/toolchain.env
 
 # rustup puts cargo here; a shell that is no login shell may not have it on its path.
