@@ -128,7 +128,7 @@ impl Stack {
         }
     }
 
-    /// Attaches the card and takes the configuration. `slots` are [`Slot::EMPTY`]; `control` is room for the DHCP socket.
+    /// Attaches the card and takes the configuration. `slots` are all empty; `control` is room for the DHCP socket.
     pub fn start(
         &mut self,
         card: &'static dyn NetDevice,
