@@ -96,6 +96,7 @@ fn wrong_input_is_one_line_with_a_hint() {
 fn what_the_machine_answers_is_passed_on() {
     assert_eq!(typed("info version"), "version of the fake\n");
     assert_eq!(typed("  info   cores  "), "cores of the fake\n");
-    assert_eq!(typed("info disks").lines().count(), 1);
+    // Other tests of this process may have added disks.
+    assert!(typed("info disks").starts_with("disk serial"));
     assert_eq!(typed(""), "");
 }
