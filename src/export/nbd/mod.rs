@@ -12,7 +12,8 @@
 //!
 //! [`server`] is a [`StreamHandler`] with [`SESSIONS`] slots, one session each. A transport (smoltcp, or sockets on the host)
 //! calls it on the core that [`start`] named; completions come to that core too. Any core may read [`connections`] and call
-//! [`wake`]. Each session owns its pages: [`RECEIVE_PAGES`] for payloads, [`REPLY_PAGES`] for replies, and can take no other's.
+//! [`wake`]. Each session owns its pages: [`RECEIVE_PAGES`] for payloads, [`REPLY_PAGES`] for replies, and can take no other's;
+//! some request records are kept for each, so that sessions on a disk that does not answer cannot hold them all.
 //!
 //! | command | served | notes |
 //! |---|---|---|
@@ -41,7 +42,7 @@ mod submit;
 #[cfg(test)]
 mod wire_tests;
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use spin::Once;
 
@@ -52,7 +53,7 @@ use super::table::Export;
 use crate::aio::{AioError, BottomHalf, Callback};
 use crate::arch::CoreId;
 use crate::block::{self, Backend, Request};
-use crate::config::{SESSION_CHUNK, SESSION_PAGES, SESSIONS};
+use crate::config::{REQUEST_RESERVED, REQUESTS_PER_CORE, SESSION_CHUNK, SESSION_PAGES, SESSIONS};
 use crate::net::stream::{ByteStream, CloseReason, PeerAddress, StreamHandler, Wake};
 use crate::sync::{HomeCell, PAGE_SIZE, PageArena};
 
@@ -69,10 +70,15 @@ pub const RECEIVE_PAGES: usize = SESSION_PAGES / 3;
 /// Pages of a session for the data of reads: the rest of its quota.
 pub const REPLY_PAGES: usize = SESSION_PAGES - RECEIVE_PAGES;
 
-/// Longest part of a write, in bytes, that goes to the backend at once: with half of the pages, one part is received while
-/// another is written.
+/// Longest part of a write, in bytes, that goes to the backend at once (rounded down to the export's blocks): with half of
+/// the pages, one part is received while another is written.
 pub const WRITE_PIECE: usize = RECEIVE_PAGES / 2 * PAGE_SIZE;
 
+/// Request records that a session gets whatever the others do: half of its share of a core's. The other half is for whoever
+/// comes first, so that a few sessions go as deep as they can.
+const OWN_RECORDS: u32 = ((REQUESTS_PER_CORE - REQUEST_RESERVED) / SESSIONS / 2) as u32;
+
+const _: () = assert!(OWN_RECORDS > 0, "each session has a record of its own");
 const _: () = assert!(
     REPLY_PAGES * PAGE_SIZE >= SESSION_CHUNK,
     "a session must hold a whole chunk"
@@ -102,6 +108,11 @@ impl BlockSizes {
             preferred: minimum.max(4096),
             maximum: MAX_REQUEST,
         }
+    }
+
+    /// Longest part of a write that goes to the backend at once: whole blocks.
+    fn write_piece(self) -> usize {
+        WRITE_PIECE - WRITE_PIECE % self.minimum as usize
     }
 
     /// The size of the export: whole blocks.
@@ -137,6 +148,8 @@ pub struct Server {
     records_free: Once<BottomHalf>,
     /// The bottom half above is on the block layer's list of waiters.
     awaiting_records: AtomicBool,
+    /// Records that sessions with fewer than [`OWN_RECORDS`] can still ask for. Home core only.
+    promised: AtomicU32,
 }
 
 static SERVER: Server = Server {
@@ -145,6 +158,7 @@ static SERVER: Server = Server {
     wake: Once::new(),
     records_free: Once::new(),
     awaiting_records: AtomicBool::new(false),
+    promised: AtomicU32::new(OWN_RECORDS * SESSIONS as u32),
 };
 
 static RECEIVE: [PageArena<RECEIVE_PAGES>; SESSIONS] = [const { PageArena::new() }; SESSIONS];
@@ -223,6 +237,30 @@ fn completed(request: Request) {
         SERVER.show(slot, session);
     });
     wake(slot);
+}
+
+/// A session is about to have a further request in flight, besides `in_flight`.
+fn took_record(in_flight: u32) {
+    if in_flight < OWN_RECORDS {
+        SERVER.promised.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A session has one request in flight less, and `in_flight` are left.
+fn gave_record(in_flight: u32) {
+    if in_flight < OWN_RECORDS {
+        SERVER.promised.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a session with `in_flight` requests may have another record: one of its own, or one that is promised to nobody.
+/// One that may not has requests in flight, whose answers wake it.
+fn may_take_record(in_flight: u32) -> bool {
+    if in_flight < OWN_RECORDS {
+        return true;
+    }
+    let promised = SERVER.promised.load(Ordering::Relaxed) as usize;
+    block::request_usage().0 + promised < REQUESTS_PER_CORE - REQUEST_RESERVED
 }
 
 /// A session found no request record: has all starved ones woken when there is one.

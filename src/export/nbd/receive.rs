@@ -266,7 +266,10 @@ impl Session {
             };
             return Ok(());
         }
-        let piece = (left as usize).min(WRITE_PIECE);
+        let most = self
+            .backend()
+            .map_or(WRITE_PIECE, |backend| BlockSizes::of(backend).write_piece());
+        let piece = (left as usize).min(most);
         let Some(mut buffer) = buffer.or_else(|| arenas.receive.alloc_contiguous(piece)) else {
             self.intake = Intake::Payload {
                 operation: index,

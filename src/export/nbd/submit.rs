@@ -175,6 +175,9 @@ impl Session {
 
     /// A request record addressed back to this session; without one, asks to be woken when there is.
     fn record(&mut self, index: u8, block: Block, offset: u64, length: u64) -> Option<Request> {
+        if !super::may_take_record(self.in_flight) {
+            return None;
+        }
         let Some(mut request) = block::request::new(block, offset, length) else {
             self.starved = true;
             super::await_records();
@@ -193,6 +196,7 @@ impl Session {
         let operation = self.operations.get(index);
         operation.next += advance;
         operation.outstanding += 1;
+        super::took_record(self.in_flight);
         self.in_flight += 1;
         backend.submit(request);
     }
@@ -208,6 +212,7 @@ impl Session {
         let buffer = request.take_buffer();
         drop(request);
         self.in_flight -= 1;
+        super::gave_record(self.in_flight);
         if block == Block::Read {
             self.read_pieces -= 1;
         }

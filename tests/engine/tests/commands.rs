@@ -3,9 +3,11 @@
 mod common;
 
 use common::*;
-use ironthread::block::{BlockError, Operation};
+use ironthread::block::node::ram;
+use ironthread::block::{Backend, BlockError, Operation};
 use ironthread::config::SESSION_CHUNK;
 use ironthread::export::nbd::wire::*;
+use ironthread::export::{self, RemoveMode};
 use ironthread_engine::device::{Fault, Seen};
 use ironthread_engine::memory::{Bench, DISK, NULL};
 
@@ -195,6 +197,25 @@ fn unaligned() {
             chunk::ERROR
         );
         client.disconnect();
+    }
+    bench.finish();
+}
+
+/// Writes are cut into pieces of whole blocks, however large these are.
+#[test]
+fn long_writes_to_large_blocks() {
+    let bench = Bench::new();
+    for block in [16_384u32, 32_768, 65_536] {
+        let name = format!("large{block}");
+        let node = ram::create(&name, Vec::leak(vec![0; 1 << 20]), block).unwrap();
+        let backend = Backend::create(&name, "nbd", node).unwrap();
+        export::add(&name, "", backend, true).unwrap();
+        let mut client = Client::simple(&bench, &name);
+        let data = pattern(u64::from(block), 1 << 19);
+        assert_eq!(client.write(0, u64::from(block), &data), 0);
+        assert_eq!(client.read(0, u64::from(block), 1 << 19), Ok(data));
+        client.disconnect();
+        assert_eq!(export::remove(&name, RemoveMode::Safe), Ok(true));
     }
     bench.finish();
 }

@@ -414,6 +414,34 @@ fn with_every_record_in_use_sessions_wait() {
     bench.finish();
 }
 
+/// Clients of a disk that does not answer hold what is theirs; a client of another disk has its own records.
+#[test]
+fn a_disk_that_never_answers_starves_no_other() {
+    let bench = Bench::new();
+    let device = bench.disks().disk;
+    device.hold();
+    let mut stuck: Vec<_> = (1..SESSIONS)
+        .map(|_| Client::simple(&bench, "disk"))
+        .collect();
+    for client in &mut stuck {
+        for request in 0..64 {
+            client.send(command::READ, 0, request * 512, 512);
+        }
+    }
+    bench.run();
+    let mut well = Client::simple(&bench, "other");
+    for turn in 0..3 {
+        assert_eq!(well.write(0, 0, &[turn; 4096]), 0);
+        assert_eq!(well.read(0, 0, 4096), Ok(vec![turn; 4096]));
+    }
+    device.release();
+    bench.run();
+    for client in &mut stuck {
+        assert_eq!(client.peer.read_all().len(), 64 * (512 + 16));
+    }
+    bench.finish();
+}
+
 /// Long and short, structured and simple, all mixed: every reply is complete, and as it must be.
 #[test]
 fn a_mix_of_everything() {
