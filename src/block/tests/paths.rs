@@ -135,6 +135,24 @@ fn device_limits_are_honoured_by_splitting() {
 }
 
 #[test]
+fn a_preference_for_discards_never_cuts_a_block() {
+    let mut rig = rig(1);
+    let mut info = with_everything(1 << 20);
+    info.logical_block = 4096;
+    info.max_discard = 64 * 1024;
+    info.discard_align = 4608;
+    let f = rig.disk(info);
+    f.device.set_automatic(true);
+    submit(0, f.backend, ask(Discard, 4096, 200 * 1024), 1);
+    rig.settle();
+    assert_eq!(results(), [(1, Ok(()))]);
+    for entry in f.device.log() {
+        assert_eq!((entry.offset | entry.len) % 4096, 0, "{entry:?}");
+    }
+    rig.finish();
+}
+
+#[test]
 fn segments_smaller_than_a_block_are_refused_not_looped_over() {
     let mut rig = rig(1);
     let mut info = with_flush(1 << 20);
@@ -322,7 +340,7 @@ fn a_disk_that_keeps_failing_is_left_alone() {
         on(0, || f.device.need_reset());
         rig.settle();
     }
-    assert_eq!((f.device.resets(), f.disk.state()), (3, DiskState::Failed));
+    assert_eq!((f.device.resets(), f.disk.state()), (4, DiskState::Failed));
     submit(0, f.backend, read(0, 512), 1);
     rig.settle();
     assert_eq!(results(), [(1, Err(BlockError::Io))]);
@@ -337,6 +355,28 @@ fn a_disk_that_keeps_failing_is_left_alone() {
     submit(0, f.backend, read(0, 512), 1);
     rig.settle();
     assert_eq!(results(), [(1, Ok(()))]);
+    rig.finish();
+}
+
+/// The reset that leaves it alone still ends the requests that it holds.
+#[test]
+fn a_disk_that_keeps_failing_keeps_no_request() {
+    let mut rig = rig(1);
+    let f = rig.disk(with_flush(1 << 20));
+    for tag in 0..6 {
+        submit(0, f.backend, read(0, 512), tag);
+        rig.settle();
+        on(0, || f.device.need_reset());
+        rig.settle();
+        assert_eq!(results(), [(tag, Err(BlockError::Io))]);
+    }
+    assert_eq!(f.disk.state(), DiskState::Failed);
+    assert_eq!(on(0, || f.disk.reset()), ResetOutcome::Started);
+    assert_eq!(f.disk.state(), DiskState::Online);
+    f.device.set_automatic(true);
+    submit(0, f.backend, read(0, 512), 9);
+    rig.settle();
+    assert_eq!(results(), [(9, Ok(()))]);
     rig.finish();
 }
 

@@ -299,7 +299,9 @@ impl Blk {
     /// Tells whoever can order a reset that one is needed.
     fn broken(&self, why: &'static str) {
         if !self.reset.is_idle() {
-            return self.reset.again();
+            self.reset.again();
+            // The reset may have ended meanwhile: then nobody else would look.
+            return self.notifier.set();
         }
         match self.events.get() {
             Some(events) => events.needs_reset(why),

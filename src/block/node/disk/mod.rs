@@ -244,7 +244,11 @@ impl Disk {
             Operation::Flush => 0,
             Operation::Discard => {
                 let len = request.len.min(limits.max_discard);
-                let align = u64::from(limits.info.discard_align).max(block);
+                // A preference that would cut a block in two cannot be kept.
+                let align = match u64::from(limits.info.discard_align) {
+                    align if align != 0 && align % block == 0 => align,
+                    _ => block,
+                };
                 let end = request.offset + len;
                 // All but the last part end at a multiple of what the device likes best, when that leaves anything.
                 if len < request.len && end - end % align > request.offset {

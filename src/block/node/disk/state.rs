@@ -24,8 +24,11 @@ const LATCHED: u32 = 1;
 const FAILED: u32 = 2;
 /// A reset is under way.
 const RESETTING: u32 = 4;
+/// It failed too often: a reset that ends well does not bring it back, unless the operator asked for it.
+const GIVEN_UP: u32 = 8;
 
-/// Resets that a device gets by itself within [`RESET_WINDOW_S`]; then it stays failed until an operator resets it.
+/// Resets that a device gets by itself within [`RESET_WINDOW_S`]; then it is
+/// reset once more, so that the requests it holds end, and stays failed until an operator resets it.
 const AUTOMATIC_RESETS: u32 = 3;
 const RESET_WINDOW_S: u32 = 10;
 
@@ -132,7 +135,7 @@ impl Disk {
     /// The operator's `disk vdN reset`: resets a device that has failed or has not answered for 5 s, else clears a write error.
     pub fn reset(&'static self) -> ResetOutcome {
         const SILENT_S: u32 = 5;
-        let flags = self.state.load(Ordering::Acquire);
+        let flags = self.state.fetch_and(!GIVEN_UP, Ordering::AcqRel);
         if flags & RESETTING != 0 {
             return ResetOutcome::Started;
         }
@@ -175,7 +178,7 @@ impl DeviceEvents for Disk {
 
     fn needs_reset(&self, why: &'static str) {
         let before = self.state.fetch_or(FAILED, Ordering::AcqRel);
-        if before & RESETTING != 0 {
+        if before & (RESETTING | GIVEN_UP) != 0 {
             return;
         }
         log::error!("{}: failed: {why}", self.name());
@@ -189,7 +192,7 @@ impl DeviceEvents for Disk {
                 self.name(),
                 self.name()
             );
-            return;
+            self.state.fetch_or(GIVEN_UP, Ordering::AcqRel);
         }
         if self.state.fetch_or(RESETTING, Ordering::AcqRel) & RESETTING == 0 {
             self.device().reset();
@@ -208,8 +211,13 @@ impl DeviceEvents for Disk {
         }
         match result {
             Ok(()) => {
-                self.state
-                    .fetch_and(!(FAILED | RESETTING), Ordering::AcqRel);
+                let given_up = self.state.load(Ordering::Acquire) & GIVEN_UP != 0;
+                let over = if given_up {
+                    RESETTING
+                } else {
+                    FAILED | RESETTING
+                };
+                self.state.fetch_and(!over, Ordering::AcqRel);
                 log::warn!("{}: reset done, {}", self.name(), self.state().name());
                 self.resized();
             }
