@@ -183,6 +183,9 @@ fn set_polling(polling: bool) {
     }
 }
 
+/// How often in a turn the frames that came while others were taken are taken too.
+const ROUNDS: u32 = 4;
+
 /// Frames, room, or news of the link.
 fn on_card(_: usize) {
     let Some(shared) = SHARED.get() else { return };
@@ -190,18 +193,22 @@ fn on_card(_: usize) {
     let now = arch::now_ns();
     STACK.with(|stack| {
         stack.check_card(now);
-        loop {
+        let mut rounds = 0;
+        let more = loop {
+            rounds += 1;
             match stack.ingress(now, NET_FRAMES_PER_TURN) {
-                // The rest of the loop has its turn, then we go on.
-                Ingress::More => {
-                    shared.card.notifier().set();
-                    break;
-                }
+                Ingress::More => break true,
                 // What is staged goes out in the turn hook; then there will be room.
-                Ingress::Blocked => break,
-                Ingress::Done if shared.card.rearm() => {}
-                Ingress::Done => break,
+                Ingress::Blocked => break false,
+                Ingress::Done if !shared.card.rearm() => break false,
+                // Whoever sends as fast as we take must not keep the loop here.
+                Ingress::Done if rounds == ROUNDS => break true,
+                Ingress::Done => {}
             }
+        };
+        if more {
+            // The rest of the loop has its turn, then we go on.
+            shared.card.notifier().set();
         }
         stack.service(now);
     });
