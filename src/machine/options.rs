@@ -172,9 +172,9 @@ impl Options {
             "listen" => {
                 self.listen = match value {
                     "off" => None,
-                    _ => match value.parse() {
-                        Ok(address) => Some(address),
-                        Err(_) => {
+                    _ => match value.parse::<SocketAddrV4>() {
+                        Ok(address) if address.port() != 0 => Some(address),
+                        _ => {
                             self.problem(word, "ADDR:PORT or off expected; not listening");
                             None
                         }

@@ -78,6 +78,7 @@ fn malformed_words_are_named_and_keep_things_shut() {
     for word in [
         "ironthread.listen=10809",
         "ironthread.listen=:1",
+        "ironthread.listen=1.2.3.4:0",
         "ironthread.listen=1.2.3.4:70000",
     ] {
         let options = Options::parse(word);

@@ -225,7 +225,11 @@ fn flush_all() {
 }
 
 fn flush(name: &str, disk: &'static block::Disk) -> Result<(), BlockError> {
-    let backend = Backend::create(name, "shutdown", disk.node())?;
+    // That of an export, whose clients are gone: there are not places for two backends a disk.
+    let backend = match block::backends().find(|b| b.root() == Some(disk.node())) {
+        Some(backend) => backend,
+        None => Backend::create(name, "shutdown", disk.node())?,
+    };
     // Everything is drained, and stays so: this one request goes through.
     backend.set_parking(false);
     let mut request = request::new_reserved(Operation::Flush, 0, 0).ok_or(BlockError::NoMemory)?;
