@@ -308,7 +308,7 @@ fn bare(disk: &'static Disk, plan: &Plan, done: Callback) {
             duration_ns: plan.duration_ns.min(MAX_BARE_NS),
             count: plan.count,
             seed: plan.seed,
-            memory: memory.dma(),
+            memory: &memory,
         };
         match disk.device().bare_reads(&load) {
             Ok(found) => {

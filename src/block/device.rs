@@ -7,6 +7,7 @@
 
 use super::{BlockError, Request};
 use crate::arch::CoreId;
+use crate::sync::Buffer;
 
 bitflags::bitflags! {
     /// What a device can do beyond reading and writing.
@@ -93,8 +94,8 @@ impl DeviceInfo {
 }
 
 /// What [`BlockDevice::bare_reads`] is to do.
-#[derive(Clone, Copy, Debug)]
-pub struct BareLoad {
+#[derive(Clone, Copy)]
+pub struct BareLoad<'a> {
     /// Requests in flight.
     pub depth: u16,
     /// Bytes of one request.
@@ -107,8 +108,8 @@ pub struct BareLoad {
     pub count: u64,
     /// First state of the random offsets.
     pub seed: u64,
-    /// Memory of `depth` times `block` bytes, as the device sees it; the caller keeps it.
-    pub memory: u64,
+    /// At least `depth` times `block` bytes. After `Io` the device may still write there: it must not be given back.
+    pub memory: &'a Buffer,
 }
 
 /// What came of a [`BareLoad`].
@@ -155,7 +156,7 @@ pub trait BlockDevice: Sync {
     /// # Errors
     /// `NotSupported` where there is no such queue, `Busy` while requests are under way, `Invalid` for a load that does not
     /// fit, `Io` when the device fails a read or does not answer.
-    fn bare_reads(&self, load: &BareLoad) -> Result<BareReport, BlockError> {
+    fn bare_reads(&self, load: &BareLoad<'_>) -> Result<BareReport, BlockError> {
         let _ = load;
         Err(BlockError::NotSupported)
     }

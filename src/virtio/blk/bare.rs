@@ -16,13 +16,21 @@ impl Channel {
     /// the load's block.
     pub(super) fn bare_reads(
         &mut self,
-        load: &BareLoad,
+        load: &BareLoad<'_>,
         blocks: u64,
     ) -> Result<BareReport, BlockError> {
         if self.stopped || self.queue.in_flight() != 0 || self.queue.staged() != 0 {
             return Err(BlockError::Busy);
         }
-        if blocks == 0 || load.depth == 0 || load.depth > self.queue.depth() / 4 * 3 {
+        // Header, data and status: with this much room no later `add` can fail.
+        let entries = if self.queue.is_indirect() { 1 } else { 3 };
+        let bytes = usize::from(load.depth) * load.block as usize;
+        if blocks == 0
+            || load.depth == 0
+            || !u64::from(load.block).is_multiple_of(config::SECTOR)
+            || u32::from(load.depth) * entries > u32::from(self.queue.free())
+            || bytes > load.memory.len()
+        {
             return Err(BlockError::Invalid);
         }
         self.queue.disarm();
@@ -38,7 +46,12 @@ impl Channel {
         })
     }
 
-    fn bare_loop(&mut self, load: &BareLoad, blocks: u64, begun: u64) -> Result<u64, BlockError> {
+    fn bare_loop(
+        &mut self,
+        load: &BareLoad<'_>,
+        blocks: u64,
+        begun: u64,
+    ) -> Result<u64, BlockError> {
         let sectors = u64::from(load.block) / config::SECTOR;
         let (mut random, mut position) = (load.seed | 1, 0);
         let mut next = || {
@@ -84,7 +97,7 @@ impl Channel {
     }
 
     #[inline(always)]
-    fn bare_read(&mut self, load: &BareLoad, sector: u64) -> Result<(), BlockError> {
+    fn bare_read(&mut self, load: &BareLoad<'_>, sector: u64) -> Result<(), BlockError> {
         let head = self.queue.next_head();
         let base = self.set_header(head, kind::READ, sector);
         // Heads are more than the depth: two reads may share memory, which harms no measurement.
@@ -93,7 +106,7 @@ impl Channel {
         self.queue
             .add(&[
                 header,
-                Piece::write(load.memory + place, load.block),
+                Piece::write(load.memory.dma() + place, load.block),
                 status,
             ])
             .map(|_| ())

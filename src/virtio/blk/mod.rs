@@ -369,14 +369,18 @@ impl BlockDevice for Blk {
         })
     }
 
-    fn bare_reads(&self, load: &BareLoad) -> Result<BareReport, BlockError> {
+    fn bare_reads(&self, load: &BareLoad<'_>) -> Result<BareReport, BlockError> {
         let core = arch::current_core().ok_or(BlockError::Invalid)?;
         let lane = self.lane(core);
         if usize::from(lane.owner.load(Relaxed)) != core || load.block == 0 {
             return Err(BlockError::Invalid);
         }
         let blocks = self.capacity.load(Acquire) / u64::from(load.block);
-        let report = lane.with(|channel| channel.bare_reads(load, blocks));
+        let report = lane.with(|channel| {
+            let report = channel.bare_reads(load, blocks);
+            lane.kicks.store(channel.queue.counters().kicks, Relaxed);
+            report
+        });
         if report == Err(BlockError::Io) {
             // Reads may still be under way into memory that is lent: only a reset ends that.
             self.broken("the device failed a measurement on its bare queue");
