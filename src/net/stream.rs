@@ -96,6 +96,9 @@ pub trait ByteStream {
     /// one after the call; [`ReceiveState::Finished`] only when nothing is left to lend.
     fn receive(&mut self, f: &mut dyn FnMut(&[u8]) -> usize) -> ReceiveState;
 
+    /// Whether the peer is known to send no more, also while bytes that it sent before are still to be received.
+    fn peer_finished(&self) -> bool;
+
     /// Copies as many of `bytes` as fit and returns their number; 0 while an earlier buffer waits for room.
     fn send(&mut self, bytes: &[u8]) -> usize;
 

@@ -105,6 +105,8 @@ pub(super) struct Session {
     pub doomed: Option<&'static str>,
     /// Something was received, sent, submitted or completed in this step.
     pub moved: bool,
+    /// The client sends no more, though not all that it sent has been taken.
+    leaving: bool,
     /// The export's table was told that our requests outlive us.
     unsettled: bool,
     awaiting_admission: bool,
@@ -132,6 +134,7 @@ impl Session {
             starved: false,
             doomed: None,
             moved: false,
+            leaving: false,
             unsettled: false,
             awaiting_admission: false,
             removals: 0,
@@ -204,6 +207,7 @@ impl Session {
                 // An export may be removed between its admission and this line: `serve` looks once in any case.
                 self.removals = table::removals().wrapping_sub(1);
                 self.phase = Phase::Transmission;
+                self.leaving = false;
                 self.intake = Intake::Header;
                 None
             }
@@ -220,6 +224,11 @@ impl Session {
 
     fn serve(&mut self, stream: &mut dyn ByteStream, status: &Status, now_ns: u64) -> Option<u64> {
         self.check_removal();
+        if self.phase == Phase::Transmission && !self.leaving && stream.peer_finished() {
+            self.leaving = true;
+            self.deadline_ns = 0;
+            self.settle();
+        }
         let arenas = super::arenas(self.slot);
         let drained = self
             .entered
@@ -251,7 +260,25 @@ impl Session {
             return self.finish_ending(stream, drained, now_ns);
         }
         let again = hungry && (freed || budget.bytes == 0 || budget.requests == 0);
+        if self.leaving {
+            if self.is_overdue(drained, now_ns) {
+                self.abort(stream, "the client left and does not take its replies");
+                return None;
+            }
+            return Some(if again { now_ns } else { self.deadline_ns });
+        }
         again.then_some(now_ns)
+    }
+
+    /// Whether a client that asks for nothing more has had time enough to take its replies; others may wait for its end.
+    fn is_overdue(&mut self, drained: bool, now_ns: u64) -> bool {
+        // Only the client's own slowness counts.
+        let ours = drained || self.starved || self.in_flight > 0;
+        if self.moved || self.deadline_ns == 0 || ours {
+            self.deadline_ns = now_ns.saturating_add(ENDING_NS);
+            return false;
+        }
+        now_ns >= self.deadline_ns
     }
 
     /// After the last request: closes when everything is answered, aborts when nothing moves any more.
@@ -265,11 +292,7 @@ impl Session {
             self.close(stream, self.reason.unwrap_or("closed"));
             return None;
         }
-        // Only the client's own slowness counts.
-        let ours = drained || self.starved || self.in_flight > 0;
-        if self.moved || self.deadline_ns == 0 || ours {
-            self.deadline_ns = now_ns.saturating_add(ENDING_NS);
-        } else if now_ns >= self.deadline_ns {
+        if self.is_overdue(drained, now_ns) {
             self.abort(stream, "the client does not take its last replies");
             return None;
         }
@@ -344,11 +367,15 @@ impl Session {
         self.settle();
     }
 
-    /// Tells the export whether requests outlive this session (DUR-9). Called whenever that may have changed.
+    /// Tells the export whether requests outlive this session (DUR-9): those at the backend when no more can come, and all
+    /// that may still come of a client that has left. Called whenever that may have changed.
     pub fn settle(&mut self) {
         let Some(entered) = &self.entered else { return };
         let over = matches!(self.phase, Phase::Ending | Phase::Closing | Phase::Gone);
-        let busy = over && (self.in_flight > 0 || !self.waiting.is_empty());
+        let busy = match over {
+            true => self.in_flight > 0 || !self.waiting.is_empty(),
+            false => self.leaving && self.phase == Phase::Transmission,
+        };
         if busy && !self.unsettled {
             self.unsettled = true;
             table::unsettle(entered.export.id);

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use heapless::Deque;
-use smoltcp::socket::tcp::{RecvError, Socket};
+use smoltcp::socket::tcp::{RecvError, Socket, State};
 
 use super::super::stream::{ByteStream, MAX_HEADER, PeerAddress, ReceiveState};
 use crate::config;
@@ -105,6 +105,13 @@ impl ByteStream for SlotStream<'_> {
             Err(RecvError::Finished) => ReceiveState::Finished,
             Err(RecvError::InvalidState) => ReceiveState::Reset,
         }
+    }
+
+    fn peer_finished(&self) -> bool {
+        matches!(
+            self.socket.state(),
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait | State::Closed
+        )
     }
 
     fn send(&mut self, bytes: &[u8]) -> usize {

@@ -235,6 +235,10 @@ impl ByteStream for Connection {
         }
     }
 
+    fn peer_finished(&self) -> bool {
+        self.state != ReceiveState::Open
+    }
+
     fn send(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.send_space());
         if taken > 0 {

@@ -116,6 +116,10 @@ impl ByteStream for Wire {
         }
     }
 
+    fn peer_finished(&self) -> bool {
+        self.peer_finished || self.reset
+    }
+
     fn send(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.send_space());
         self.ring.extend(&bytes[..taken]);

@@ -212,6 +212,59 @@ fn dur_9_requests_of_a_broken_connection_finish_first() {
     bench.finish();
 }
 
+/// The same for writes that a client sent before it left and that were not even taken yet.
+#[test]
+fn dur_9_requests_not_yet_received_of_a_client_that_left_go_first() {
+    let bench = Bench::new();
+    let device = bench.disks().disk;
+    let mut old = Client::simple(&bench, "disk");
+    device.hold();
+    for _ in 0..100 {
+        old.send_write(0, 0, &[1; 4096]);
+    }
+    bench.run();
+    assert!(old.peer.unread_by_server() > 0);
+    old.peer.finish();
+    bench.run();
+    let mut new = Client::greet(&bench);
+    new.send_option(option::GO, &go_payload("disk", &[]));
+    let late = new.send_write(0, 0, &[2; 4096]);
+    bench.run();
+    bench.advance(60_000_000_000);
+    assert!(!new.peer.is_over() && !old.peer.is_over());
+    device.release();
+    bench.run();
+    assert_eq!(old.peer.read_all().len(), 100 * 16);
+    assert_eq!(new.answers(option::GO).last().unwrap().kind, reply::ACK);
+    assert_eq!(new.simple_reply(late), 0);
+    assert_eq!(device.peek(0, 4096), [2; 4096]);
+    new.disconnect();
+    bench.finish();
+}
+
+/// One that left and takes no replies keeps nobody waiting for long.
+#[test]
+fn a_client_that_left_and_takes_nothing_is_let_go() {
+    let bench = Bench::new();
+    let mut old = Client::simple(&bench, "disk");
+    old.peer.set_window(0);
+    for _ in 0..200 {
+        old.send(command::READ, 0, 0, 65536);
+    }
+    bench.run();
+    assert!(old.peer.unread_by_server() > 0);
+    old.peer.finish();
+    bench.run();
+    let mut new = Client::greet(&bench);
+    new.send_option(option::GO, &go_payload("disk", &[]));
+    bench.run();
+    bench.advance(11_000_000_000);
+    assert!(old.peer.was_aborted());
+    assert_eq!(new.answers(option::GO).last().unwrap().kind, reply::ACK);
+    new.disconnect();
+    bench.finish();
+}
+
 #[test]
 fn a_client_that_waits_for_admission_may_leave() {
     let bench = Bench::new();
