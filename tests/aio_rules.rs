@@ -706,6 +706,73 @@ fn en_13_polling_begins_and_ends_around_the_checks() {
 }
 
 #[test]
+fn en_13_a_source_in_poll_mode_is_heard_by_a_loop_that_never_sleeps() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
+    let (log, work) = (log(), count());
+    let event = polled_device(ctx, log, work);
+    work.store(1, SeqCst);
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), [1, 2, 9], "in poll mode: it does not notify");
+    // From here on there is always a bottom half to run, so no turn polls and none sleeps.
+    let busy = late();
+    set_bh(
+        busy,
+        ctx.bottom_half("busy", call(move |_| assert!(bh_of(busy).schedule())))
+            .unwrap(),
+    );
+    bh_of(busy).schedule();
+    for blocking in [true, false] {
+        work.store(1, SeqCst);
+        (0..10).for_each(|_| assert!(ctx.poll(blocking)));
+        assert_eq!(get(work), 0, "blocking: {blocking}");
+    }
+    bh_of(busy).delete();
+    ctx.unregister(event);
+}
+
+#[test]
+fn adp_4_a_source_that_leaves_poll_mode_while_another_keeps_the_loop_awake_notifies_again() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
+    let (log, work) = (log(), count());
+    let event = polled_device(ctx, log, work);
+    let other = notifier();
+    let always = leak(|_: usize| {
+        clock::advance(1_000);
+        true
+    });
+    ctx.register(
+        other,
+        "always",
+        call(move |_| other.test_and_clear()),
+        Some(always),
+    )
+    .unwrap();
+    ctx.poll(false);
+    // It learns a budget in a wait of 10 us; from then on it is polled and keeps the loop awake.
+    host::on_wait(Some(leak(move || {
+        clock::advance(10_000);
+        host::on_wait(None);
+        host::after_wait_interrupt(move || other.set());
+    })));
+    assert!(ctx.poll(true));
+    let sleeps = ctx.stats().sleeps;
+    log.take();
+    work.store(1, SeqCst);
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), [1, 2, 9], "the device is in poll mode");
+    for _ in 0..2 {
+        clock::advance(4_000_000_000);
+        assert!(ctx.poll(true));
+    }
+    assert_eq!(ctx.stats().sleeps, sleeps);
+    assert!(log.take().ends_with(&[3, 2]), "its interrupts are on again");
+    ctx.unregister(event);
+    ctx.unregister(other);
+}
+
+#[test]
 fn adp_7_poll_12_a_notification_ends_polling_without_progress() {
     let (_core, ctx) = single();
     clock::manual(1_000_000);

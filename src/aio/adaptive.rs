@@ -69,6 +69,8 @@ pub(super) struct Adaptive {
     pub(super) polling: [AtomicU64; WORDS],
     /// Slots whose `poll_begin` ran and whose `poll_end` did not.
     pub(super) begun: [AtomicU64; WORDS],
+    /// Turns since the sources in poll mode were last asked. Home core.
+    pub(super) unlooked: AtomicU32,
     budgets: [AtomicU32; HANDLERS],
     successes: [AtomicU64; HANDLERS],
     /// The budget for notifications from other cores.
@@ -90,6 +92,7 @@ impl Adaptive {
             seen_epoch: AtomicU32::new(0),
             polling: [const { AtomicU64::new(0) }; WORDS],
             begun: [const { AtomicU64::new(0) }; WORDS],
+            unlooked: AtomicU32::new(0),
             budgets: [const { AtomicU32::new(0) }; HANDLERS],
             successes: [const { AtomicU64::new(0) }; HANDLERS],
             own: AtomicU32::new(0),

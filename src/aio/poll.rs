@@ -56,6 +56,7 @@ impl AioContext {
         self.lock.acquire_unmeasured();
         self.counters.turns.bump();
         let waited = if blocking { self.wait_for_work() } else { None };
+        self.look_at_begun();
         // Accept before looking at anything (NFY-3). The exchange reads the newest notification, and with it all
         // that its sender queued; one that comes later stays for the next turn.
         if self.notified.load(Ordering::Relaxed) {
@@ -155,6 +156,16 @@ impl AioContext {
             checks[count] = Some((slot, check, registration.handler.ready.argument()));
             count += 1;
         }
+        // A source that left poll mode, or found no place in this round, must be able to interrupt again.
+        if self.end_polling(|slot| {
+            checks[..count]
+                .iter()
+                .flatten()
+                .any(|(checked, ..)| *checked == slot)
+        }) {
+            return true;
+        }
+        self.adaptive.unlooked.store(0, Ordering::Relaxed);
         let mut now = start;
         let found = loop {
             let mut ready = false;
@@ -187,11 +198,55 @@ impl AioContext {
             .any(|word| word.load(Ordering::Relaxed) != 0)
     }
 
-    /// About to sleep: ends polling at every source, then asks each once more, since an event may have come while
-    /// its notifications were off (EN-13, ADP-6). True when one has work.
+    /// Asks the sources in poll mode, whose notifications are off, in a turn that neither polled nor slept: a loop that
+    /// always has something else to do would never hear of them. Only in every fourth such turn, because a busy loop
+    /// polls between its batches anyway.
+    #[inline]
+    fn look_at_begun(&'static self) {
+        const TURNS: u32 = 4;
+        if !self.has_begun() {
+            return;
+        }
+        let unlooked = self.adaptive.unlooked.load(Ordering::Relaxed) + 1;
+        if unlooked <= TURNS {
+            self.adaptive.unlooked.store(unlooked, Ordering::Relaxed);
+            return;
+        }
+        self.adaptive.unlooked.store(0, Ordering::Relaxed);
+        for slot in slots(&self.adaptive.begun) {
+            self.ask(slot);
+        }
+    }
+
+    /// Asks the poll check of a slot unless its handler runs just now; marks it and returns true when it has work.
+    fn ask(&self, slot: usize) -> bool {
+        let (word, mask) = bit(slot);
+        let ready = self.handlers.busy[word].load(Ordering::Relaxed) & mask == 0
+            && self.handlers.get(slot).is_some_and(|registration| {
+                registration
+                    .handler
+                    .poll_check
+                    .is_some_and(|check| check(registration.handler.ready.argument()))
+            });
+        if ready {
+            self.handlers.polled[word].fetch_or(mask, Ordering::Relaxed);
+        }
+        ready
+    }
+
+    /// About to sleep: ends polling at every source. True when one has work.
     fn leave_poll_mode(&'static self) -> bool {
+        self.end_polling(|_| false)
+    }
+
+    /// Ends polling at every source that is not to be kept, then asks each once more, since an event may have come
+    /// while its notifications were off (EN-13, ADP-6). True when one has work.
+    fn end_polling(&'static self, keep: impl Fn(usize) -> bool) -> bool {
         let mut ready = false;
         for slot in slots(&self.adaptive.begun) {
+            if keep(slot) {
+                continue;
+            }
             let (word, mask) = bit(slot);
             self.adaptive.begun[word].fetch_and(!mask, Ordering::Relaxed);
             let Some(registration) = self.handlers.get(slot) else {
@@ -200,14 +255,7 @@ impl AioContext {
             if let Some(end) = registration.handler.poll_end {
                 self.call(end, registration.name);
             }
-            let busy = self.handlers.busy[word].load(Ordering::Relaxed) & mask != 0;
-            if let Some(check) = registration.handler.poll_check
-                && !busy
-                && check(registration.handler.ready.argument())
-            {
-                self.handlers.polled[word].fetch_or(mask, Ordering::Relaxed);
-                ready = true;
-            }
+            ready |= self.ask(slot);
         }
         ready
     }
