@@ -557,6 +557,64 @@ fn tpl_run_on_is_fifo_completes_at_home_and_can_be_cancelled_while_queued() {
 }
 
 #[test]
+fn tpl_bh_15_a_completion_that_polls_reaches_the_completions_behind_it() {
+    let _watchdog = watchdog("tpl_bh_15");
+    let _machine = host::machine(1);
+    let main = attach(0, "main");
+    let _zero = host::enter_core(0);
+    let done = log();
+    let completion: aio::WorkDone = leak(move |n: usize, _: WorkResult| {
+        if n == 0 {
+            let mut seen = vec![];
+            aio::wait_while(|| {
+                seen.extend(done.take());
+                seen.len() < 2
+            });
+            assert_eq!(seen, [1, 2]);
+        }
+        done.push(n);
+    });
+    for n in 0..3 {
+        aio::run_on(main, call(|_| ()), completion, n).unwrap();
+    }
+    while main.poll(false) {}
+    assert_eq!(done.take(), [0]);
+}
+
+#[test]
+fn iot_3_a_second_stop_that_came_too_late_does_not_end_the_next_run() {
+    let _watchdog = watchdog("iot_3");
+    let _machine = host::machine(1);
+    let main = attach(0, "main");
+    let _zero = host::enter_core(0);
+    aio::stop(main);
+    // Runs in the same batch as the stop, behind it.
+    main.schedule_oneshot("late stop", call(move |_| aio::stop(main)))
+        .unwrap();
+    aio::run_loop(main);
+    let turns = count();
+    let again = late();
+    set_bh(
+        again,
+        main.bottom_half(
+            "turns",
+            call(move |_| {
+                if add(turns) < 5 {
+                    bh_of(again).schedule();
+                } else {
+                    aio::stop(main);
+                }
+            }),
+        )
+        .unwrap(),
+    );
+    bh_of(again).schedule();
+    aio::run_loop(main);
+    assert_eq!(get(turns), 5);
+    bh_of(again).delete();
+}
+
+#[test]
 fn aio_multi_lifecycle() {
     let _watchdog = watchdog("aio_multi_lifecycle");
     let _machine = host::machine(6);

@@ -165,10 +165,13 @@ impl Records {
     pub(super) fn dequeue(&self, index: usize) -> Due {
         let record = &self.records[index];
         if index >= FIRST_INTERNAL {
-            record
+            let old = record
                 .word
                 .fetch_and(!(PENDING | SCHEDULED), Ordering::AcqRel);
-            return Due::Internal(index - FIRST_INTERNAL);
+            return match old & SCHEDULED {
+                0 => Due::Nothing,
+                _ => Due::Internal(index - FIRST_INTERNAL),
+            };
         }
         // Copied first: from the exchange on, another core may delete the record and create it anew (BH-11).
         // SAFETY: the record is PENDING (it came from a lane), so it is LIVE and cannot be freed before the exchange

@@ -192,6 +192,10 @@ impl AioContext {
             slot.word
                 .store((word & !STATE).wrapping_add(GENERATION), Ordering::Release);
             FREE.give_back(index);
+            if self.work.ended.lock().head != 0 {
+                // So that a nested poll inside this completion reaches the others.
+                self.schedule_internal(Internal::WorkDone);
+            }
             (work.done)(work.argument, result);
         }
     }
