@@ -5,7 +5,7 @@
 //! Everything is in native byte order: little endian, and so is this firmware.
 use super::dma::PAGE;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, Ordering};
 
 /// The largest depth that a queue is given here (a power of two).
 pub const MAX_DEPTH: u16 = 256;
@@ -197,44 +197,47 @@ pub fn passes(event: u16, new: u16, old: u16) -> bool {
 /// It is one pointer, swapped when a reset gives the queue fresh memory, and one shadow. One asker each.
 #[derive(Debug)]
 pub struct UsedWatch {
-    index: core::sync::atomic::AtomicPtr<u16>,
-    shadow: AtomicU16,
+    index: AtomicPtr<u16>,
+    /// Where an index was last seen, and which: `address << 16 | index`. With the address in it, a look at the old ring
+    /// that is written down after the swap cannot pass for one at the new ring.
+    shadow: AtomicU64,
 }
 
 impl UsedWatch {
     /// Watches nothing.
     pub const fn new() -> Self {
         Self {
-            index: core::sync::atomic::AtomicPtr::new(core::ptr::null_mut()),
-            shadow: AtomicU16::new(0),
+            index: AtomicPtr::new(core::ptr::null_mut()),
+            shadow: AtomicU64::new(0),
         }
     }
 
     /// Watches `ring` from now on; its used index is taken as seen up to 0.
     pub fn watch(&self, ring: &Ring) {
-        self.shadow.store(0, Ordering::Relaxed);
-        self.index
-            .store(ring.used_index().as_ptr(), Ordering::Release);
+        let index = ring.used_index().as_ptr();
+        self.shadow.store(Self::seen(index, 0), Ordering::Relaxed);
+        self.index.store(index, Ordering::Release);
     }
 
-    /// The used index now; 0 when nothing is watched.
+    /// Addresses have 48 bits.
     #[inline(always)]
-    pub fn now(&self) -> u16 {
-        let index = self.index.load(Ordering::Acquire);
-        if index.is_null() {
-            return 0;
-        }
-        // SAFETY: set by `watch` from a ring, whose memory is valid for ever and reached as an atomic only.
-        unsafe { AtomicU16::from_ptr(index) }.load(Ordering::Acquire)
+    fn seen(index: *const u16, value: u16) -> u64 {
+        (index.addr() as u64) << 16 | u64::from(value)
     }
 
     /// True if the used index moved since the last call that said so.
     #[inline(always)]
     pub fn moved(&self) -> bool {
-        let now = self.now();
-        let moved = now != self.shadow.load(Ordering::Relaxed);
+        let index = self.index.load(Ordering::Acquire);
+        if index.is_null() {
+            return false;
+        }
+        // SAFETY: set by `watch` from a ring, whose memory is valid for ever and reached as an atomic only.
+        let now = unsafe { AtomicU16::from_ptr(index) }.load(Ordering::Acquire);
+        let seen = Self::seen(index, now);
+        let moved = seen != self.shadow.load(Ordering::Relaxed);
         if moved {
-            self.shadow.store(now, Ordering::Relaxed);
+            self.shadow.store(seen, Ordering::Relaxed);
         }
         moved
     }
