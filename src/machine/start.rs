@@ -338,6 +338,10 @@ fn start_cores(machine: &MachineInfo) {
             }
             if let Err(error) = metal::start_core(core, *affinity, secondary) {
                 error!("cores: core {core} (MPIDR {affinity:#x}): {error}");
+                if error == metal::StartError::Silent {
+                    // It may still come up on the stacks of this index, which nobody else can have.
+                    break;
+                }
             } else if !wait_until_up(core) {
                 error!("cores: core {core} (MPIDR {affinity:#x}): its loop did not start");
             }

@@ -33,6 +33,9 @@ _start:
     cmp     x10, x11
     b.lo    2b
     dsb     sy
+    ic      iallu                   // what was copied is executed next
+    dsb     sy
+    isb
 3:  br      x12
     .ltorg
     .popsection

@@ -175,6 +175,7 @@ enter_el1:
     ret
 1:  mov     x9, #(1 << 31)          // HCR_EL2.RW: EL1 is AArch64; no traps, no stage 2
     msr     hcr_el2, x9
+    isb                             // E2H is off from here: it changes what the registers below mean
     mov     x9, #3                  // EL1 reads the physical counter and owns its timer
     msr     cnthctl_el2, x9
     msr     cntvoff_el2, xzr        // virtual time is physical time, the same on every core

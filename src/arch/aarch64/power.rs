@@ -1,7 +1,7 @@
 //! PSCI: start cores, switch the machine off, reset it.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use smccc::{Hvc, Smc, psci};
 
@@ -46,7 +46,8 @@ pub enum StartError {
     NoTables,
     /// PSCI's answer.
     Psci(psci::Error),
-    /// It was started and did not reach Rust within a second.
+    /// It was started and did not reach Rust within a second. Its index, and with it its stacks, is taken for good: no
+    /// other core can be started after it. Should it come up later, it parks.
     Silent,
 }
 
@@ -64,6 +65,10 @@ impl core::fmt::Display for StartError {
 /// What a started core runs.
 static CORE_MAIN: spin::Once<fn(CoreId) -> !> = spin::Once::new();
 
+/// Index of the core that is being started; 0: it has come up; [`GIVEN_UP`]: it was too late, and so are all others.
+static STARTING: AtomicUsize = AtomicUsize::new(0);
+const GIVEN_UP: usize = usize::MAX;
+
 /// Starts core `core` (dense, ascending from 1), whose MPIDR affinity is `affinity` (`reg` of its tree node), and
 /// returns once it runs `main`. On that core interrupts are masked and its GIC interface is not yet set up. All
 /// cores run the `main` of the first call. Core 0 only, after [`memory::map_memory`].
@@ -77,11 +82,15 @@ pub fn start_core(core: CoreId, affinity: u64, main: fn(CoreId) -> !) -> Result<
     if core >= MAX_CORES || core != ONLINE.load(Ordering::Relaxed) {
         return Err(StartError::Index);
     }
+    if STARTING.load(Ordering::Relaxed) == GIVEN_UP {
+        return Err(StartError::Silent);
+    }
     if !memory::is_mapped() {
         return Err(StartError::NoTables);
     }
     CORE_MAIN.call_once(|| main);
     PER_CORE[core].affinity.store(affinity, Ordering::Release);
+    STARTING.store(core, Ordering::Release);
     let entry = (ironthread_secondary_entry as unsafe extern "C" fn()) as usize as u64;
     // SAFETY: orders the stores above, and the tables, before the call that lets another core look at them.
     unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
@@ -92,7 +101,11 @@ pub fn start_core(core: CoreId, affinity: u64, main: fn(CoreId) -> !) -> Result<
     .map_err(StartError::Psci)?;
     let end = super::now_ns() + 1_000_000_000;
     while ONLINE.load(Ordering::Acquire) <= core {
-        if super::now_ns() > end {
+        if super::now_ns() > end
+            && STARTING
+                .compare_exchange(core, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        {
             return Err(StartError::Silent);
         }
         super::relax();
@@ -102,6 +115,12 @@ pub fn start_core(core: CoreId, affinity: u64, main: fn(CoreId) -> !) -> Result<
 
 /// The way of a started core into its main function.
 pub(super) fn run_started(core: CoreId) -> ! {
+    if STARTING
+        .compare_exchange(core, 0, Ordering::AcqRel, Ordering::Acquire)
+        .is_err()
+    {
+        park();
+    }
     ONLINE.store(core + 1, Ordering::Release);
     match CORE_MAIN.get() {
         Some(main) => main(core),
