@@ -29,9 +29,12 @@ pub struct Uart {
 }
 
 impl Uart {
-    /// Takes over the UART behind `registers`: 115200 baud, 8N1, receive interrupts on, transmit interrupts off.
-    pub fn new(registers: UniqueMmioPointer<'static, Registers>) -> Self {
+    /// Takes over the UART behind `registers`: 115200 baud, 8N1, receive interrupts on, transmit interrupts off. What
+    /// was received before goes to `sink`.
+    pub fn new(registers: UniqueMmioPointer<'static, Registers>, mut sink: impl FnMut(u8)) -> Self {
         let mut inner = arm_pl011_uart::Uart::new(registers);
+        // Switching the FIFO on empties it.
+        drain(&mut inner, &mut sink);
         let line = LineConfig {
             data_bits: DataBits::Bits8,
             parity: Parity::None,
@@ -41,6 +44,8 @@ impl Uart {
         let _ = inner.enable(line, BAUD, CLOCK);
         inner.set_interrupt_fifo_levels(FifoLevel::Bytes4, FifoLevel::Bytes4);
         inner.clear_interrupts(Interrupts::all());
+        // A byte that came before that has lost its interrupt, and while it lies there no other interrupts.
+        drain(&mut inner, &mut sink);
         inner.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
         Uart { inner }
     }
@@ -59,20 +64,27 @@ impl Uart {
     /// transmitter asked (its interrupt is then off until asked for again).
     pub fn receive(&mut self, mut sink: impl FnMut(u8)) -> bool {
         let status = self.inner.masked_interrupt_status();
-        self.inner.clear_interrupts(status);
-        for _ in 0..BURST {
-            match self.inner.read_word() {
-                Ok(Some(byte)) => sink(byte),
-                Ok(None) => break,
-                // A byte with a line error is dropped; the next may be good.
-                Err(_) => {}
-            }
-        }
+        // The receive interrupt goes away when the FIFO is empty. Cleared here it would not come back for what the burst
+        // leaves.
+        self.inner.clear_interrupts(status - Interrupts::RXI);
+        drain(&mut self.inner, &mut sink);
         let transmit = status.contains(Interrupts::TXI);
         if transmit {
             self.transmit_interrupt(false);
         }
         transmit
+    }
+}
+
+/// Hands at most [`BURST`] received bytes to `sink`.
+fn drain(inner: &mut arm_pl011_uart::Uart<'static>, sink: &mut impl FnMut(u8)) {
+    for _ in 0..BURST {
+        match inner.read_word() {
+            Ok(Some(byte)) => sink(byte),
+            Ok(None) => break,
+            // A byte with a line error is dropped; the next may be good.
+            Err(_) => {}
+        }
     }
 }
 

@@ -62,7 +62,13 @@ pub fn start(device: &Device) -> Result<(), SerialError> {
     // Reports go to the same UART: they find it where the tree says.
     set_console_region(&region);
     let registers = region.into_pointer().ok_or(SerialError::Registers)?;
-    STATE.lock().uart = Some(Uart::new(registers));
+    let mut guard = STATE.lock();
+    let state = &mut *guard;
+    let received = &mut state.received;
+    state.uart = Some(Uart::new(registers, |byte| {
+        let _ = received.push_back(byte);
+    }));
+    drop(guard);
     register_interrupt(device.interrupt, Trigger::Level, 0, on_interrupt, 0)
         .map_err(SerialError::Interrupt)
 }

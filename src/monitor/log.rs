@@ -290,8 +290,10 @@ pub fn set_wake(wake: &'static (dyn Fn() + Sync)) {
 
 /// From here on the console prints the lines, beginning at the returned position.
 pub fn leave_direct() -> u64 {
+    // In this order a line that another core logs meanwhile may be printed twice, but never not at all.
+    let end = with_ring(|ring| ring.end()).unwrap_or(0);
     DIRECT.store(false, Ordering::Relaxed);
-    with_ring(|ring| ring.end()).unwrap_or(0)
+    end
 }
 
 /// From here on lines go straight to the sink again: the loop that would print them runs no more.
