@@ -2,6 +2,9 @@
 //!
 //! An item is in at most one lane once (its *pending* flag sees to that) and a lane has more places than there are
 //! items, so a lane is never full. Order is FIFO per sender (CS-18).
+//!
+//! Not `heapless::spsc`: it enqueues through a `Producer` split off a `&'static mut Queue`, which a context in a shared
+//! static cannot lend to each core without `unsafe` or a lock, and it does not show the tail, by which batches end.
 #![forbid(unsafe_code)]
 
 use crate::arch;

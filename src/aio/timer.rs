@@ -20,6 +20,8 @@ const NOWHERE: u16 = 0;
 /// `place` of a timer in the due list.
 const DUE: u16 = u16::MAX;
 const _: () = assert!(TIMERS < DUE as usize);
+/// Timers moved while interrupts are masked.
+const PIECE: usize = 32;
 
 #[derive(Clone, Copy)]
 struct Record {
@@ -140,10 +142,16 @@ impl Queue {
         (record.place, record.next, record.previous) = (NOWHERE, 0, 0);
     }
 
-    /// Moves what is due at `now` to the end of the due list, in order.
-    fn collect(&mut self, now: u64) {
-        // A deadline equal to now counts as reached (TMR-8).
-        while self.len > 0 && self.key(0).0 <= now {
+    /// Moves what is due at `now` to the end of the due list, in order, but at most [`PIECE`] timers; true if more are.
+    fn collect(&mut self, now: u64) -> bool {
+        for moved in 0.. {
+            // A deadline equal to now counts as reached (TMR-8).
+            if self.len == 0 || self.key(0).0 > now {
+                break;
+            }
+            if moved == PIECE {
+                return true;
+            }
             let index = self.heap[0] as usize;
             self.remove(index);
             self.records[index].place = DUE;
@@ -154,6 +162,7 @@ impl Queue {
             }
             self.due_tail = index as u16 + 1;
         }
+        false
     }
 
     /// The earliest deadline: 0 while something is due, `u64::MAX` when nothing is armed.
@@ -249,7 +258,12 @@ impl AioContext {
         if earliest > now {
             return false;
         }
-        self.timers.change(|queue| queue.collect(now));
+        // In pieces; not more of them than there are timers for, should another core keep arming in the past.
+        for _ in 0..TIMERS.div_ceil(PIECE) {
+            if !self.timers.change(|queue| queue.collect(now)) {
+                break;
+            }
+        }
         let mut progress = false;
         while let Some((index, deadline, callback, name)) = self.timers.change(|queue| {
             let index = (queue.due_head as usize).checked_sub(1)?;
