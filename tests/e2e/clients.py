@@ -42,9 +42,15 @@ def fio(uri, *words, jobs=4, depth=32, seconds=4, size="8m"):
     return result
 
 
+def nbdinfo_json(*words):
+    """What nbdinfo prints as JSON, without what `file`, which it calls, may say before it (where there is no `file`)."""
+    output = run(["nbdinfo", "--json", *words])
+    return json.loads(output[output.index("{"):output.rindex("}") + 1])
+
+
 def listing(uri):
     """What nbdinfo says of the two exports."""
-    listed = json.loads(run(["nbdinfo", "--list", "--json", uri]))["exports"]
+    listed = nbdinfo_json("--list", uri)["exports"]
     names = {export["export-name"]: export for export in listed}
     check({"vd0", "vd1"} <= set(names), f"nbdinfo --list: {sorted(names)}")
     check(names["vd0"]["export-size"] == SIZE and not names["vd0"]["is_read_only"], f"vd0: {names['vd0']}")
@@ -53,7 +59,7 @@ def listing(uri):
         check(names[export]["can_multi_conn"] and names[export]["can_cache"], f"{export}: {names[export]}")
     check(run(["nbdinfo", "--size", uri]).strip() == str(SIZE), "nbdinfo --size")
     check(run(["nbdinfo", "--size", f"{uri}/vd1"]).strip() == str(3 << 20), "nbdinfo --size of vd1")
-    about = json.loads(run(["nbdinfo", "--json", uri]))
+    about = nbdinfo_json(uri)
     check(about["protocol"] == "newstyle-fixed" and about["structured"], f"nbdinfo: {about}")
     run(["nbdinfo", "--can", "flush", uri]), run(["nbdinfo", "--can", "fua", uri]), run(["nbdinfo", "--can", "multi-conn", uri])
     check("allocated" in run(["nbdinfo", "--map", f"{uri}/vd0"]) or "data" in run(["nbdinfo", "--map", f"{uri}/vd0"]), "nbdinfo --map")
