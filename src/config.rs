@@ -43,6 +43,9 @@ pub const BACKENDS: usize = 48;
 pub const DISKS: usize = 32;
 
 /// Request records per core, 1.4 KiB each: 5.6 MiB for 8 cores (small profile: 2.8 MiB). Whoever finds none waits.
+///
+/// On the network's core each of the 16 sessions is sure of 15 of the 512 (small profile: each of 4 of 31 of the 256); the
+/// other half goes to whoever comes first, so that up to five sessions get as deep as [`SESSION_REQUESTS`].
 pub const REQUESTS_PER_CORE: usize = if cfg!(feature = "small") { 256 } else { 512 };
 
 /// Request records per core that are kept back for drain and shutdown.

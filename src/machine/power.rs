@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! running ── poweroff, reboot, power key ──▶ exports close ──▶ drain ──▶ flush ──▶ off: clean
-//!                                                 └───────────────┴─── 60 s are over, or a flush fails ──▶ off: NOT clean
+//!                                                 │               │       └── 60 s are over, or one fails ──▶ off: NOT clean
+//!                                                 └───────────────┴── 50 s are over ──▶ flush all the same, till 60 s
 //! ```
+//! One disk that does not answer must not keep the others from their flush: the last ten seconds are for that.
 //! Exports first, because they make requests; the drain is never ended, so nothing new starts; the flush goes through
 //! backends that are not parked. All of it runs in context 0, driven by a timer; what hangs is named at the end.
 #![forbid(unsafe_code)]
@@ -27,6 +29,8 @@ use crate::sync::{HomeCell, IrqLock};
 
 /// Longest time from the wish to the end, in ns.
 const PATIENCE_NS: u64 = 60_000_000_000;
+/// The part of it, in ns, that is kept for flushing whatever else hangs.
+const FLUSH_NS: u64 = 10_000_000_000;
 /// How often progress is looked at, in ns.
 const TICK_NS: u64 = 2_000_000;
 /// A shutdown that takes longer than this says what it waits for, in ns.
@@ -136,7 +140,7 @@ pub fn shut_down(reboot: bool) {
             return false;
         }
         state.stage = Stage::Exports;
-        state.deadline_ns = now + PATIENCE_NS;
+        state.deadline_ns = now + PATIENCE_NS - FLUSH_NS;
         state.report_ns = now + REPORT_NS;
         true
     });
@@ -168,12 +172,21 @@ fn tick(_: usize) {
     if done {
         advance(stage);
     } else if now >= deadline {
+        let waited = if stage == Stage::Flush {
+            PATIENCE_NS
+        } else {
+            PATIENCE_NS - FLUSH_NS
+        };
         trouble(format_args!(
             "still waiting for {} after {} s",
             stage.waits_for(),
-            PATIENCE_NS / 1_000_000_000
+            waited / 1_000_000_000
         ));
-        finish();
+        if stage == Stage::Flush {
+            finish();
+        } else {
+            advance(Stage::Drain);
+        }
     } else if now >= report {
         STATE.with(|state| state.report_ns = u64::MAX);
         info!("waiting for {}", stage.waits_for());
@@ -198,7 +211,10 @@ fn advance(stage: Stage) {
             }
         }
         Stage::Drain => {
-            STATE.with(|state| state.stage = Stage::Flush);
+            STATE.with(|state| {
+                state.stage = Stage::Flush;
+                state.deadline_ns += FLUSH_NS;
+            });
             flush_all();
         }
         Stage::Flush => finish(),
