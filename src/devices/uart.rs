@@ -13,8 +13,14 @@ use arm_pl011_uart::{
 use embedded_io::{ErrorType, Read, ReadReady, Write, WriteReady};
 use safe_mmio::UniqueMmioPointer;
 
+use crate::arch;
+
 /// Bytes that one interrupt takes at most; the rest interrupts again.
 pub const BURST: usize = 64;
+/// Bytes taken at most before the FIFO is switched on.
+const TYPED_AHEAD: usize = 512;
+/// So long without a byte, in ns, and nothing was typed ahead: QEMU takes some ten microseconds from one byte to the next.
+const QUIET_NS: u64 = 300_000;
 /// Input clock of the UART on QEMU `virt`, in Hz.
 const CLOCK: u32 = 24_000_000;
 /// Baud rate; QEMU ignores it.
@@ -30,11 +36,19 @@ pub struct Uart {
 
 impl Uart {
     /// Takes over the UART behind `registers`: 115200 baud, 8N1, receive interrupts on, transmit interrupts off. What
-    /// was received before goes to `sink`.
+    /// was received before goes to `sink`. For the boot: waits some 300 us for more of that.
     pub fn new(registers: UniqueMmioPointer<'static, Registers>, mut sink: impl FnMut(u8)) -> Self {
         let mut inner = arm_pl011_uart::Uart::new(registers);
-        // Switching the FIFO on empties it.
-        drain(&mut inner, &mut sink);
+        // Switching the FIFO on empties it, and what is typed ahead comes byte by byte: wait for the end of it.
+        let mut heard_ns = arch::now_ns();
+        let mut bytes = 0;
+        while bytes < TYPED_AHEAD && arch::now_ns() < heard_ns + QUIET_NS {
+            if let Ok(Some(byte)) = inner.read_word() {
+                sink(byte);
+                heard_ns = arch::now_ns();
+                bytes += 1;
+            }
+        }
         let line = LineConfig {
             data_bits: DataBits::Bits8,
             parity: Parity::None,

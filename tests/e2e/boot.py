@@ -2,6 +2,7 @@
 import os
 import pty
 import select
+import struct
 import subprocess
 import threading
 import time
@@ -141,3 +142,39 @@ def test_start(context):
         check("start" in machine.console("info disks"), "info disks does not name the serial")
         connection.close()
         machine.power_off()
+
+
+def test_typed_ahead(context):
+    """What was typed before the firmware had a console is not lost."""
+    machine = context.machine([], name="typed-ahead").start(wait=False)
+    with machine:
+        machine.type("info version\rinfo disks\r")
+        machine.expect("> info version\r?\nironthread [^\n]*, profile .*> info disks\r?\nno disks")
+        machine.power_off()
+
+
+def test_odd_trees(context):
+    """A device tree that is not the machine's: one line that says why, and the machine stops."""
+    tree = context.folder / "virt.dtb"
+    subprocess.run([harness.QEMU, "-M", f"virt,gic-version=3,dumpdtb={tree}", "-cpu", "cortex-a72"], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30)
+    # Without the padding: QEMU doubles the size of a tree that it is given, and there is room for 2 MiB.
+    good = bytearray(tree.read_bytes())
+    field = lambda offset: struct.unpack_from(">I", good, offset)[0]
+    size = max(field(8) + field(36), field(12) + field(32))
+    struct.pack_into(">I", good, 4, size)
+    good = bytes(good[:size])
+    for old, new, reason in ((b"arm,gic-v3\0", b"arm,gic-v9\0", "device tree: no interrupt controller"),
+                             (b"arm,armv8-timer", b"arm,armv9-timer", "device tree: no timer"),
+                             (b"arm,pl011\0", b"arm,pl099\0", "device tree: no pl011 uart")):
+        check(old in good, f"{old} is not in QEMU's tree")
+        tree.write_bytes(good.replace(old, new))
+        machine = context.machine([], extra=["-dtb", str(tree)], name="odd-tree").start(wait=False)
+        with machine:
+            try:
+                machine.process.wait(20)
+            except subprocess.TimeoutExpired:
+                raise Failure(f"{reason}: the machine does not stop") from None
+            with machine.changed:
+                machine.changed.wait_for(lambda: "\n!! ironthread stopped: " + reason in machine.text, 5)
+            check("\n!! ironthread stopped: " + reason in machine.text, f"{reason}: {machine.text!r}")
