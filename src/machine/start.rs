@@ -64,6 +64,7 @@ pub fn options() -> Option<&'static Options> {
 enum StartError {
     Tree(TreeError),
     Map(metal::MapError),
+    Reserved(Region),
     Interrupts(metal::GicError),
     Block(block::BlockError),
     Serial(serial::SerialError),
@@ -75,6 +76,12 @@ impl core::fmt::Display for StartError {
         match self {
             StartError::Tree(error) => write!(f, "{error}"),
             StartError::Map(error) => write!(f, "memory map: {error}"),
+            StartError::Reserved(region) => write!(
+                f,
+                "device tree: it reserves {:#x} to {:#x}, where the image lies",
+                region.base,
+                region.end()
+            ),
             StartError::Interrupts(error) => write!(f, "{error}"),
             StartError::Block(error) => write!(f, "block layer: {error}"),
             StartError::Serial(error) => write!(f, "{error}"),
@@ -118,6 +125,14 @@ fn start(board: &'static Board, tree: usize) -> Result<(), StartError> {
             PsciMethod::Hvc => Conduit::Hvc,
             PsciMethod::Smc => Conduit::Smc,
         });
+    }
+    let image = metal::image();
+    let in_image = |region: &&Region| region.base < image.end && image.start < region.end();
+    if let Some(region) = machine.reserved.iter().find(in_image) {
+        return Err(StartError::Reserved(*region));
+    }
+    if let Some(hertz) = machine.timer_hertz {
+        metal::clock::set_frequency(u64::from(hertz));
     }
     map(machine).map_err(StartError::Map)?;
     read_clock(machine);
@@ -379,12 +394,12 @@ fn wait_until_up(core: CoreId) -> bool {
 /// What every other core runs.
 fn secondary(core: CoreId) -> ! {
     if let Err(error) = metal::start_gic_core() {
-        panic!("core {core}: {error}");
+        metal::stop_with(format_args!("core {core}: {error}"));
     }
     let context = aio::context(core);
     context.attach(core);
     if let Err(error) = start_block(core) {
-        panic!("core {core}: {error}");
+        metal::stop_with(format_args!("core {core}: {error}"));
     }
     context.set_poll_max_ns(IOTHREAD_POLL_NS);
     metal::irq_enable();

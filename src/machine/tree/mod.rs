@@ -125,6 +125,8 @@ pub struct MachineInfo {
     pub gic: Gic,
     /// Interrupt id of the virtual timer.
     pub timer_interrupt: u32,
+    /// The counter's frequency in Hz, where the tree knows better than the core's register.
+    pub timer_hertz: Option<u32>,
     /// Console UART (PL011).
     pub uart: Device,
     /// Real-time clock (PL031).

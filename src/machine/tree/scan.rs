@@ -22,6 +22,7 @@ pub(super) struct Scan<'a> {
     reserved: Vec<Region, MAX_RESERVED_RANGES>,
     gic: Option<Gic>,
     timer: Option<u32>,
+    timer_hertz: Option<u32>,
     uarts: Vec<(&'a str, Device), 4>,
     stdout: Option<&'a str>,
     rtc: Option<Region>,
@@ -67,6 +68,10 @@ impl<'a> Scan<'a> {
                 "arm,armv8-timer" => {
                     // Secure, non-secure, virtual, hypervisor: the loop runs on the virtual one.
                     self.timer = Some(interrupt(node, 2, "timer")?.0);
+                    self.timer_hertz = match cell(node, "clock-frequency") {
+                        Some(0) => return odd("timer", "clock-frequency"),
+                        hertz => hertz,
+                    };
                     return Ok(());
                 }
                 "arm,pl011" => {
@@ -262,6 +267,7 @@ impl<'a> Scan<'a> {
                 .gic
                 .ok_or(TreeError::Missing("interrupt controller (GICv2 or GICv3)"))?,
             timer_interrupt: self.timer.ok_or(TreeError::Missing("timer"))?,
+            timer_hertz: self.timer_hertz,
             uart,
             rtc: self.rtc,
             power_key,
