@@ -133,13 +133,12 @@ impl Transmitter {
             return Ok(None);
         }
         // Before the ring is short, so that the device's answers are looked at in batches.
-        if self.place().is_none() {
+        while self.place().is_none() {
             self.reclaim()?;
-            if self.place().is_none() {
-                if !self.queue.arm() {
-                    return Ok(None);
-                }
-                self.reclaim()?;
+            // What came between the look and the wish may be too little, and taking it takes the wish back: look again.
+            // Each round takes something of what is in flight, so this ends.
+            if self.place().is_none() && !self.queue.arm() {
+                return Ok(None);
             }
         }
         let Some(place) = self.place() else {
