@@ -178,3 +178,22 @@ def test_odd_trees(context):
             with machine.changed:
                 machine.changed.wait_for(lambda: "\n!! ironthread stopped: " + reason in machine.text, 5)
             check("\n!! ironthread stopped: " + reason in machine.text, f"{reason}: {machine.text!r}")
+
+
+def test_reboot(context):
+    """`reboot` flushes, starts anew, and what was written is there."""
+    image = context.image("disk.img", 1 << 20)
+    with context.machine([Disk(image, "again")], cores=2, name="reboot") as machine:
+        loop = nbd.Loop()
+        connection = machine.connect(loop)
+        connection.write(4096, b"kept" * 1024)
+        check("nothing to do" in machine.console("disk vd0 reset"), "a disk in order is left alone")
+        start = len(machine.text)
+        machine.type("reboot\r")
+        machine.expect("ironthread: reboot, clean.*ready in", 60, start)
+        said = machine.console("log show")
+        check("ready in" in said and "again" in said and "connected" not in said, f"not a new start: {said}")
+        connection = machine.connect(nbd.Loop())
+        check(connection.read(4096, 4096) == b"kept" * 1024, "the written block is not there after the reboot")
+        connection.close()
+        machine.power_off()
