@@ -63,7 +63,18 @@ fn obey(core: CoreId) {
     }
 }
 
+/// The exception level that this core runs in, and that its loop's stack is in use.
+fn check_level() {
+    let (level, selected): (u64, u64);
+    // SAFETY: reads PSTATE.
+    unsafe {
+        core::arch::asm!("mrs {}, CurrentEL", "mrs {}, spsel", out(reg) level, out(reg) selected, options(nomem, nostack));
+    }
+    assert_eq!((level >> 2, selected & 1), (1, 0), "not at EL1 on SP_EL0");
+}
+
 fn secondary(core: CoreId) {
+    check_level();
     assert_eq!(arch::current_core(), Some(core));
     loop {
         obey(core);
@@ -141,6 +152,7 @@ fn shared_interrupt(uart: &MmioRegion, intid: u32) {
 }
 
 fn main(tree: usize) -> ! {
+    check_level();
     assert!(arch::irq_masked() && !in_interrupt());
     let info = start(tree);
     start_cores(&info, secondary);
