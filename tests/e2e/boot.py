@@ -197,3 +197,17 @@ def test_reboot(context):
         check(connection.read(4096, 4096) == b"kept" * 1024, "the written block is not there after the reboot")
         connection.close()
         machine.power_off()
+
+
+def test_cards(context):
+    """Of two cards the first is used and the other named; without a DHCP server that is said once, and asking goes on."""
+    if harness.STANDIN:
+        return
+    nobody = ["-netdev", "hubport,id=net,hubid=1"]
+    second = ["-netdev", "hubport,id=other,hubid=2", "-device", "virtio-net-device,netdev=other"]
+    with context.machine([], netdev=nobody, extra=second, append="ironthread.ip=dhcp", name="cards").start() as machine:
+        machine.expect(r"network: card \S+ in slot \d+ is not used", 5)
+        machine.expect("no answer from a DHCP server in 10 s; trying on", 30)
+        check(machine.console("info version").strip(), "the console does not answer")
+        machine.power_off()
+        check(machine.text.count("no answer from a DHCP server") == 1, "it is said more than once")
