@@ -134,7 +134,7 @@ def test_start(context):
         connection.read(0, 512)
         context.note(f"ready after {machine.ready_ms} ms of the machine, first byte {time.monotonic() - machine.begun:.3f} s after QEMU's start")
         lines = [line for line in machine.text.replace("\r", "").split("ready in")[0].split("\n") if line.strip()]
-        check(len(lines) <= 16, f"{len(lines)} lines before ready: " + "; ".join(lines))
+        check(len(lines) <= 12, f"{len(lines)} lines before ready: " + "; ".join(lines))
         for word in ("help", "info cores", "info contexts", "info disks", "info exports", "info connections", "info drain",
                      "info memory", "info version", "log show"):
             said = machine.console(word)
