@@ -148,8 +148,8 @@ pub struct Server {
     records_free: Once<BottomHalf>,
     /// The bottom half above is on the block layer's list of waiters.
     awaiting_records: AtomicBool,
-    /// Records that sessions with fewer than [`OWN_RECORDS`] can still ask for. Home core only.
-    promised: AtomicU32,
+    /// Of the [`OWN_RECORDS`] of all sessions, how many are in use; the others are promised. Home core only.
+    claimed: AtomicU32,
 }
 
 static SERVER: Server = Server {
@@ -158,7 +158,7 @@ static SERVER: Server = Server {
     wake: Once::new(),
     records_free: Once::new(),
     awaiting_records: AtomicBool::new(false),
-    promised: AtomicU32::new(OWN_RECORDS * SESSIONS as u32),
+    claimed: AtomicU32::new(0),
 };
 
 static RECEIVE: [PageArena<RECEIVE_PAGES>; SESSIONS] = [const { PageArena::new() }; SESSIONS];
@@ -242,14 +242,14 @@ fn completed(request: Request) {
 /// A session is about to have a further request in flight, besides `in_flight`.
 fn took_record(in_flight: u32) {
     if in_flight < OWN_RECORDS {
-        SERVER.promised.fetch_sub(1, Ordering::Relaxed);
+        SERVER.claimed.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// A session has one request in flight less, and `in_flight` are left.
 fn gave_record(in_flight: u32) {
     if in_flight < OWN_RECORDS {
-        SERVER.promised.fetch_add(1, Ordering::Relaxed);
+        SERVER.claimed.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -259,7 +259,8 @@ fn may_take_record(in_flight: u32) -> bool {
     if in_flight < OWN_RECORDS {
         return true;
     }
-    let promised = SERVER.promised.load(Ordering::Relaxed) as usize;
+    let claimed = SERVER.claimed.load(Ordering::Relaxed);
+    let promised = (OWN_RECORDS * SESSIONS as u32).saturating_sub(claimed) as usize;
     block::request_usage().0 + promised < REQUESTS_PER_CORE - REQUEST_RESERVED
 }
 
