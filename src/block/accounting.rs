@@ -111,18 +111,8 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Requests that succeeded, all operations.
-    pub fn all_operations(&self) -> u64 {
-        self.operations.iter().sum()
-    }
-
     /// Requests that failed, all operations.
     pub fn all_errors(&self) -> u64 {
         self.errors.iter().sum()
-    }
-
-    /// Bytes read and written.
-    pub fn data_bytes(&self) -> u64 {
-        self.bytes[Operation::Read.index()] + self.bytes[Operation::Write.index()]
     }
 }

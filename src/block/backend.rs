@@ -25,7 +25,7 @@ use super::node::{self, Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, No
 use super::request::{RequestFlags, RequestRecord, complete};
 use super::token::InFlight;
 use super::{BlockError, Operation, Request};
-use crate::arch::{self, CoreId};
+use crate::arch;
 use crate::config::{BACKENDS, MAX_CORES, MAX_TRANSFER};
 use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock};
 
@@ -306,13 +306,6 @@ impl Backend {
         for core in self.cores.iter() {
             core.counters.add_to(&mut totals);
         }
-        totals
-    }
-
-    /// Counters of one core.
-    pub fn stats_of(&self, core: CoreId) -> Totals {
-        let mut totals = Totals::default();
-        self.cores.get(core).counters.add_to(&mut totals);
         totals
     }
 

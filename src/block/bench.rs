@@ -14,7 +14,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::core_state::turn_ns;
-use super::device::BareLoad;
+use super::device::{BareLoad, Offsets};
 use super::{Backend, BlockError, Disk, Operation, Request, request};
 use crate::aio::{self, AioContext, AioError, Callback, ContextStats};
 use crate::arch::{self, CoreId};
@@ -48,6 +48,12 @@ pub struct Plan {
     pub seed: u64,
     /// Reads on the bare queue of this disk instead, with nothing above it; keeps the core's loop busy meanwhile.
     pub bare: Option<&'static Disk>,
+}
+
+impl Plan {
+    fn offsets(&self) -> Offsets {
+        Offsets::new(self.backend.size(), self.block, self.sequential, self.seed)
+    }
 }
 
 /// What came of it.
@@ -154,9 +160,7 @@ impl Histogram {
 struct Run {
     plan: Option<Plan>,
     done: Option<Callback>,
-    random: u64,
-    position: u64,
-    blocks: u64,
+    offsets: Offsets,
     submitted: u64,
     in_flight: u16,
     started_ns: u64,
@@ -169,9 +173,7 @@ impl Run {
     const IDLE: Self = Self {
         plan: None,
         done: None,
-        random: 0,
-        position: 0,
-        blocks: 0,
+        offsets: Offsets::NONE,
         submitted: 0,
         in_flight: 0,
         started_ns: 0,
@@ -261,9 +263,7 @@ fn begin(_: usize) {
     RUNS.get(core).with(|run| {
         run.plan = Some(plan);
         run.done = Some(done);
-        run.random = plan.seed | 1;
-        run.position = 0;
-        run.blocks = plan.backend.size() / u64::from(plan.block);
+        run.offsets = plan.offsets();
         run.submitted = 0;
         run.in_flight = 0;
         run.started_ns = arch::now_ns();
@@ -304,15 +304,16 @@ fn bare(disk: &'static Disk, plan: &Plan, done: Callback) {
         let load = BareLoad {
             depth: plan.depth,
             block: plan.block,
-            sequential: plan.sequential,
+            offsets: plan.offsets(),
             duration_ns: plan.duration_ns.min(MAX_BARE_NS),
             count: plan.count,
-            seed: plan.seed,
             memory: &memory,
         };
         match disk.device().bare_reads(&load) {
             Ok(found) => {
-                (report.requests, report.elapsed_ns) = (found.requests, found.elapsed_ns);
+                report.requests = found.requests;
+                report.errors = found.errors;
+                report.elapsed_ns = found.elapsed_ns;
             }
             Err(error) => {
                 log::warn!("bench: bare queue of {}: {error}", disk.name());
@@ -323,6 +324,9 @@ fn bare(disk: &'static Disk, plan: &Plan, done: Callback) {
                 }
             }
         }
+    } else {
+        log::warn!("bench: no memory: an earlier run on a bare queue left it with a device");
+        report.errors = 1;
     }
     publish(report, Some(done));
 }
@@ -341,7 +345,7 @@ fn next(mut request: Request) -> bool {
         }
         run.submitted += 1;
         run.in_flight += 1;
-        Some((plan, run.offset(plan)))
+        Some((plan, run.offsets.next_offset()))
     });
     let Some((plan, offset)) = target else {
         return false;
@@ -350,24 +354,6 @@ fn next(mut request: Request) -> bool {
     request.user[0] = now;
     plan.backend.submit(request);
     true
-}
-
-impl Run {
-    fn offset(&mut self, plan: Plan) -> u64 {
-        let block = if plan.sequential {
-            let at = self.position;
-            self.position = if at + 1 < self.blocks { at + 1 } else { 0 };
-            at
-        } else {
-            // xorshift64*; the high half times the range picks a block without a division.
-            self.random ^= self.random >> 12;
-            self.random ^= self.random << 25;
-            self.random ^= self.random >> 27;
-            let high = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D);
-            ((u128::from(high) * u128::from(self.blocks)) >> 64) as u64
-        };
-        block * u64::from(plan.block)
-    }
 }
 
 fn completed(request: Request) {

@@ -93,6 +93,58 @@ impl DeviceInfo {
     }
 }
 
+/// The offsets of a measurement: one block after the other, round and round, or at random.
+#[derive(Clone, Copy)]
+pub struct Offsets {
+    blocks: u64,
+    block: u64,
+    sequential: bool,
+    state: u64,
+}
+
+impl Offsets {
+    /// No offsets.
+    pub const NONE: Self = Self {
+        blocks: 0,
+        block: 0,
+        sequential: false,
+        state: 0,
+    };
+
+    /// Offsets of the whole `block`s in `bytes`; `seed` is where randomness begins.
+    pub fn new(bytes: u64, block: u32, sequential: bool, seed: u64) -> Self {
+        Self {
+            blocks: bytes.checked_div(u64::from(block)).unwrap_or(0),
+            block: u64::from(block),
+            sequential,
+            state: if sequential { 0 } else { seed | 1 },
+        }
+    }
+
+    /// Whether there is not one whole block.
+    pub fn is_empty(&self) -> bool {
+        self.blocks == 0
+    }
+
+    /// The next one, in bytes.
+    #[inline(always)]
+    pub fn next_offset(&mut self) -> u64 {
+        let block = if self.sequential {
+            let at = self.state;
+            self.state = if at + 1 < self.blocks { at + 1 } else { 0 };
+            at
+        } else {
+            // xorshift64*; the high half of the product with the range picks a block without a division.
+            self.state ^= self.state >> 12;
+            self.state ^= self.state << 25;
+            self.state ^= self.state >> 27;
+            let random = self.state.wrapping_mul(0x2545_F491_4F6C_DD1D);
+            ((u128::from(random) * u128::from(self.blocks)) >> 64) as u64
+        };
+        block * self.block
+    }
+}
+
 /// What [`BlockDevice::bare_reads`] is to do.
 #[derive(Clone, Copy)]
 pub struct BareLoad<'a> {
@@ -100,14 +152,12 @@ pub struct BareLoad<'a> {
     pub depth: u16,
     /// Bytes of one request.
     pub block: u32,
-    /// One after the other instead of at random.
-    pub sequential: bool,
+    /// Where, within the device.
+    pub offsets: Offsets,
     /// Ends after this time, in ns …
     pub duration_ns: u64,
     /// … or after this many requests; 0: no such end.
     pub count: u64,
-    /// First state of the random offsets.
-    pub seed: u64,
     /// At least `depth` times `block` bytes. After `Io` the device may still write there: it must not be given back.
     pub memory: &'a Buffer,
 }
@@ -117,6 +167,8 @@ pub struct BareLoad<'a> {
 pub struct BareReport {
     /// Reads completed.
     pub requests: u64,
+    /// Of these, failed; the first ends the run.
+    pub errors: u64,
     /// Kicks given.
     pub kicks: u64,
     /// From the first to the last, in ns.
@@ -155,7 +207,7 @@ pub trait BlockDevice: Sync {
     ///
     /// # Errors
     /// `NotSupported` where there is no such queue, `Busy` while requests are under way, `Invalid` for a load that does not
-    /// fit, `Io` when the device fails a read or does not answer.
+    /// fit, `Io` when the device does not answer or breaks the rules of its queue.
     fn bare_reads(&self, load: &BareLoad<'_>) -> Result<BareReport, BlockError> {
         let _ = load;
         Err(BlockError::NotSupported)
@@ -177,4 +229,27 @@ pub trait DeviceEvents: Sync {
     /// A reset has ended: `Ok` when the device is up again, with every request that it held already handed to
     /// [`complete`](super::complete).
     fn reset_done(&self, result: Result<(), BlockError>);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Offsets;
+
+    #[test]
+    fn offsets_are_whole_blocks_inside() {
+        // 10 blocks and a half.
+        let mut random = Offsets::new(10 * 4096 + 512, 4096, false, 7);
+        let mut seen = [false; 10];
+        for _ in 0..1000 {
+            let offset = random.next_offset();
+            assert_eq!(offset % 4096, 0);
+            seen[(offset / 4096) as usize] = true;
+        }
+        assert_eq!(seen, [true; 10]);
+        let mut sequential = Offsets::new(3 * 4096, 4096, true, 7);
+        let found = [(); 5].map(|()| sequential.next_offset() / 4096);
+        assert_eq!(found, [0, 1, 2, 0, 1]);
+        assert!(Offsets::new(511, 512, false, 1).is_empty());
+        assert!(Offsets::new(4096, 0, false, 1).is_empty());
+    }
 }

@@ -12,20 +12,15 @@ use crate::virtio::queue::Piece;
 const PATIENCE_NS: u64 = 2_000_000_000;
 
 impl Channel {
-    /// See [`BlockDevice::bare_reads`](crate::block::BlockDevice::bare_reads). `blocks` is the disk's size in units of
-    /// the load's block.
-    pub(super) fn bare_reads(
-        &mut self,
-        load: &BareLoad<'_>,
-        blocks: u64,
-    ) -> Result<BareReport, BlockError> {
+    /// See [`BlockDevice::bare_reads`](crate::block::BlockDevice::bare_reads).
+    pub(super) fn bare_reads(&mut self, load: &BareLoad<'_>) -> Result<BareReport, BlockError> {
         if self.stopped || self.queue.in_flight() != 0 || self.queue.staged() != 0 {
             return Err(BlockError::Busy);
         }
         // Header, data and status: with this much room no later `add` can fail.
         let entries = if self.queue.is_indirect() { 1 } else { 3 };
         let bytes = usize::from(load.depth) * load.block as usize;
-        if blocks == 0
+        if load.offsets.is_empty()
             || load.depth == 0
             || !u64::from(load.block).is_multiple_of(config::SECTOR)
             || u32::from(load.depth) * entries > u32::from(self.queue.free())
@@ -36,42 +31,28 @@ impl Channel {
         self.queue.disarm();
         let kicks = self.queue.counters().kicks;
         let begun = arch::now_ns();
-        let result = self.bare_loop(load, blocks, begun);
+        let result = self.bare_loop(load, begun);
         self.queue.arm();
-        let requests = result?;
+        let (requests, errors) = result?;
         Ok(BareReport {
             requests,
+            errors,
             kicks: self.queue.counters().kicks - kicks,
             elapsed_ns: arch::now_ns().saturating_sub(begun),
         })
     }
 
-    fn bare_loop(
-        &mut self,
-        load: &BareLoad<'_>,
-        blocks: u64,
-        begun: u64,
-    ) -> Result<u64, BlockError> {
-        let sectors = u64::from(load.block) / config::SECTOR;
-        let (mut random, mut position) = (load.seed | 1, 0);
-        let mut next = || {
-            if load.sequential {
-                position = if position + 1 < blocks {
-                    position + 1
-                } else {
-                    0
-                };
-                return position * sectors;
-            }
-            random ^= random >> 12;
-            random ^= random << 25;
-            random ^= random >> 27;
-            let high = random.wrapping_mul(0x2545_F491_4F6C_DD1D);
-            ((u128::from(high) * u128::from(blocks)) >> 64) as u64 * sectors
+    /// Reads completed, and how many of them failed.
+    fn bare_loop(&mut self, load: &BareLoad<'_>, begun: u64) -> Result<(u64, u64), BlockError> {
+        let mut offsets = load.offsets;
+        let most = if load.count == 0 {
+            u64::MAX
+        } else {
+            load.count
         };
-        let (mut sent, mut done, mut stop) = (0u64, 0u64, false);
-        for _ in 0..load.depth {
-            self.bare_read(load, next())?;
+        let (mut sent, mut done, mut errors, mut stop) = (0u64, 0u64, 0u64, false);
+        while sent < most.min(u64::from(load.depth)) {
+            self.bare_read(load, offsets.next_offset())?;
             sent += 1;
         }
         self.queue.publish();
@@ -80,11 +61,12 @@ impl Channel {
             self.wait_used(heard_ns)?;
             while let Some(used) = self.queue.pop().map_err(|_| BlockError::Io)? {
                 if self.status(used.head) != config::OK {
+                    errors += 1;
                     stop = true;
                 }
                 done += 1;
-                if !stop && (load.count == 0 || sent < load.count) {
-                    self.bare_read(load, next())?;
+                if !stop && sent < most {
+                    self.bare_read(load, offsets.next_offset())?;
                     sent += 1;
                 }
             }
@@ -93,13 +75,13 @@ impl Channel {
             heard_ns = arch::now_ns();
             stop |= heard_ns.saturating_sub(begun) >= load.duration_ns;
         }
-        Ok(done)
+        Ok((done, errors))
     }
 
     #[inline(always)]
-    fn bare_read(&mut self, load: &BareLoad<'_>, sector: u64) -> Result<(), BlockError> {
+    fn bare_read(&mut self, load: &BareLoad<'_>, offset: u64) -> Result<(), BlockError> {
         let head = self.queue.next_head();
-        let base = self.set_header(head, kind::READ, sector);
+        let base = self.set_header(head, kind::READ, offset / config::SECTOR);
         // Heads are more than the depth: two reads may share memory, which harms no measurement.
         let place = u64::from(head % load.depth) * u64::from(load.block);
         let (header, status) = Self::ends(base);

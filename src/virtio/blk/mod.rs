@@ -372,12 +372,11 @@ impl BlockDevice for Blk {
     fn bare_reads(&self, load: &BareLoad<'_>) -> Result<BareReport, BlockError> {
         let core = arch::current_core().ok_or(BlockError::Invalid)?;
         let lane = self.lane(core);
-        if usize::from(lane.owner.load(Relaxed)) != core || load.block == 0 {
+        if usize::from(lane.owner.load(Relaxed)) != core {
             return Err(BlockError::Invalid);
         }
-        let blocks = self.capacity.load(Acquire) / u64::from(load.block);
         let report = lane.with(|channel| {
-            let report = channel.bare_reads(load, blocks);
+            let report = channel.bare_reads(load);
             lane.kicks.store(channel.queue.counters().kicks, Relaxed);
             report
         });
