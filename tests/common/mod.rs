@@ -4,8 +4,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock};
 
-use ironthread::aio::{AioContext, BottomHalf, Callback, EventNotifier, Timer};
-use ironthread::arch::host::{self, CoreGuard, Machine};
+use ironthread::aio::{AioContext, BottomHalf, Callback, EventNotifier, Handler, Timer};
+use ironthread::arch;
+use ironthread::arch::host::{self, CoreGuard, Machine, clock};
 
 /// Gives a value the life of a static.
 pub fn leak<T>(value: T) -> &'static T {
@@ -144,4 +145,44 @@ pub fn until(mut condition: impl FnMut() -> bool) {
     while !condition() {
         std::thread::yield_now();
     }
+}
+
+/// A device under adaptive polling: `work` is what its poll check finds; begin is logged as 1, a check as 2, end as 3,
+/// the handler as 9. By the end of this it has learnt a budget of 4 us.
+pub fn polled_device(
+    ctx: &'static AioContext,
+    log: &'static Log,
+    work: &'static AtomicUsize,
+) -> &'static EventNotifier {
+    let event = notifier();
+    ctx.set_poll_max_ns(100_000);
+    let handler = Handler {
+        ready: call(move |_| {
+            event.test_and_clear();
+            work.store(0, SeqCst);
+            log.push(9);
+        }),
+        poll_check: Some(leak(move |_: usize| {
+            log.push(2);
+            clock::advance(1_000);
+            get(work) > 0
+        })),
+        poll_begin: Some(call(move |_| log.push(1))),
+        poll_end: Some(call(move |_| log.push(3))),
+    };
+    ctx.register_handler(event, "disk", handler).unwrap();
+    ctx.poll(false);
+    // Not polled before it was ever ready (ADP-4). During the wait its interrupt comes, 10 us after the start.
+    let during_wait = ctx.timer("device", call(|_| ())).unwrap();
+    during_wait.arm_at(arch::now_ns() + 10_000);
+    host::on_wait(Some(leak(move || {
+        clock::advance(10_000);
+        host::on_wait(None);
+        host::after_wait_interrupt(move || event.set());
+    })));
+    assert!(ctx.poll(true));
+    assert_eq!(log.take(), [9]);
+    assert_eq!(ctx.learnt_poll_ns(event), 4_000);
+    during_wait.delete().unwrap();
+    event
 }

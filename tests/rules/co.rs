@@ -1,12 +1,10 @@
-//! Coroutines: futures in static slots, woken from anywhere.
-mod common;
-
+//! Coroutines: futures in static slots, woken from anywhere (CO).
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::thread;
 
-use common::*;
+use crate::common::*;
 use ironthread::aio::{self, AioError, CoroutineHandle};
 use ironthread::arch;
 use ironthread::arch::host::{self, clock};

@@ -1,0 +1,1 @@
+//! Core bugs of the past, each as a scenario (CS).

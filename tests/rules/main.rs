@@ -1,0 +1,20 @@
+//! The event core's rules on the host, a file a family and a test a rule, named by it. `table.tsv` says which test
+//! shows which rule and `check` that each of them did run.
+#[path = "../common/mod.rs"]
+mod common;
+
+mod acq;
+mod adp;
+mod bh;
+mod co;
+mod cs;
+mod en;
+mod iot;
+mod lck;
+mod nfy;
+mod own;
+mod poll;
+mod seed;
+mod tmr;
+mod tpl;
+mod wait;

@@ -1,0 +1,88 @@
+//! Work on other cores (TPL).
+
+use crate::common::*;
+use ironthread::aio::{self, AioError, WorkResult};
+use ironthread::arch;
+use ironthread::arch::host::{self};
+
+#[test]
+fn tpl_run_on_is_fifo_completes_at_home_and_can_be_cancelled_while_queued() {
+    let _watchdog = watchdog("tpl");
+    let _machine = host::machine(2);
+    let main = attach(0, "main");
+    let _zero = host::enter_core(0);
+    let io = leak_context("io");
+    let (ran, done) = (log(), log());
+    let completion: aio::WorkDone = leak(move |n: usize, result: WorkResult| {
+        assert_eq!(arch::current_core(), Some(0));
+        done.push(
+            n + if result == WorkResult::Cancelled {
+                100
+            } else {
+                0
+            },
+        );
+    });
+    let handles: Vec<_> = (0..8)
+        .map(|n| aio::run_on(io, call(move |_| ran.push(n)), completion, n).unwrap())
+        .collect();
+    assert!(handles[2].cancel() && !handles[2].cancel());
+    assert!(handles[5].cancel());
+    assert!(!main.poll(false), "nothing completes inside run_on");
+    let looping = io_thread(1, io);
+    let mut seen = vec![];
+    aio::wait_while(|| {
+        seen.extend(done.take());
+        seen.len() < 8
+    });
+    assert_eq!(ran.take(), [0, 1, 3, 4, 6, 7]);
+    assert_eq!(seen, [0, 1, 102, 3, 4, 105, 6, 7]);
+    assert!(
+        handles
+            .iter()
+            .all(|handle| handle.is_finished() && !handle.cancel())
+    );
+    aio::stop(io);
+    looping.join().unwrap();
+    let parked = leak_context("parked");
+    let queued: Vec<_> =
+        std::iter::from_fn(|| aio::run_on(parked, call(|_| ()), completion, 0).ok()).collect();
+    assert_eq!(queued.len(), ironthread::config::ELSEWHERE);
+    assert_eq!(
+        aio::run_on(parked, call(|_| ()), completion, 0).err(),
+        Some(AioError::Exhausted)
+    );
+    io_thread(1, {
+        aio::stop(parked);
+        parked
+    })
+    .join()
+    .unwrap();
+    while main.poll(false) {}
+    assert_eq!(done.take().len(), queued.len());
+}
+
+#[test]
+fn tpl_bh_15_a_completion_that_polls_reaches_the_completions_behind_it() {
+    let _watchdog = watchdog("tpl_bh_15");
+    let _machine = host::machine(1);
+    let main = attach(0, "main");
+    let _zero = host::enter_core(0);
+    let done = log();
+    let completion: aio::WorkDone = leak(move |n: usize, _: WorkResult| {
+        if n == 0 {
+            let mut seen = vec![];
+            aio::wait_while(|| {
+                seen.extend(done.take());
+                seen.len() < 2
+            });
+            assert_eq!(seen, [1, 2]);
+        }
+        done.push(n);
+    });
+    for n in 0..3 {
+        aio::run_on(main, call(|_| ()), completion, n).unwrap();
+    }
+    while main.poll(false) {}
+    assert_eq!(done.take(), [0]);
+}
