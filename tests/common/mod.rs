@@ -186,3 +186,28 @@ pub fn polled_device(
     during_wait.delete().unwrap();
     event
 }
+
+/// Runs `f` in the next wait of a stepped core, interrupts masked, as the rest of the world would meanwhile.
+pub fn during_wait(f: impl Fn() + Sync + 'static) {
+    host::on_wait(Some(leak(move || {
+        host::on_wait(None);
+        f();
+    })));
+}
+
+/// Runs `f` in a thread that is no core, to its end.
+pub fn on_no_core(f: impl FnOnce() + Send) {
+    std::thread::scope(|scope| scope.spawn(f).join().expect("no panic there"));
+}
+
+/// Until when `core` meant to sleep when it last did; `u64::MAX` is until an event.
+pub fn slept_until(core: usize) -> u64 {
+    let mut text = String::new();
+    ironthread::aio::trace::dump(core, &mut text, 64).unwrap();
+    let line = text
+        .lines()
+        .rfind(|line| line.contains(" sleep "))
+        .expect("it slept");
+    let deadline = line.rsplit("0x").next().expect("a hexadecimal number");
+    u64::from_str_radix(deadline, 16).unwrap()
+}

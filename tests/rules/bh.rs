@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
 use crate::common::*;
-use ironthread::aio::{self, AioError, Callback};
+use ironthread::aio::{self, AioError};
 use ironthread::arch::host::{self, clock};
 use ironthread::config;
 
@@ -162,105 +162,6 @@ fn bh_6_normal_wins_over_idle_in_both_orders() {
 }
 
 #[test]
-fn bh_14_order_is_fifo_and_a_batch_is_bounded() {
-    let (_core, ctx) = single();
-    let log = log();
-    let this = late();
-    let spinning = ctx
-        .bottom_half(
-            "again",
-            call(move |_| {
-                log.push(0);
-                bh_of(this).schedule();
-            }),
-        )
-        .unwrap();
-    set_bh(this, spinning);
-    spinning.schedule();
-    for n in 1..=3 {
-        ctx.schedule_oneshot("n", call(move |_| log.push(n)))
-            .unwrap();
-    }
-    assert!(ctx.poll(false));
-    assert_eq!(log.take(), [0, 1, 2, 3]);
-    assert!(ctx.poll(false));
-    assert_eq!(log.take(), [0]);
-}
-
-#[test]
-fn bh_15_nested_poll_runs_the_outer_rest_once_and_first() {
-    let (_core, ctx) = single();
-    let log = log();
-    let ctx_ = ctx;
-    ctx.schedule_oneshot(
-        "outer",
-        call(move |_| {
-            log.push(1);
-            ctx_.schedule_oneshot("new", call(move |_| log.push(4)))
-                .unwrap();
-            assert!(ctx_.poll(false));
-            log.push(5);
-        }),
-    )
-    .unwrap();
-    for n in 2..=3 {
-        ctx.schedule_oneshot("rest", call(move |_| log.push(n)))
-            .unwrap();
-    }
-    assert!(ctx.poll(false));
-    assert_eq!(log.take(), [1, 2, 3, 4, 5]);
-    assert!(!ctx.poll(false));
-}
-
-#[test]
-fn bh_15_batches_stay_in_order_across_lanes_and_levels() {
-    // Core 1's entry is in the outer batch, core 0's in the nested one: the outer one comes first although its lane
-    // has the higher number. Deeper than the kept batches, everything still runs exactly once.
-    let (_machine, ctx) = stepped(2);
-    let log = log();
-    let _zero = host::enter_core(0);
-    ctx.schedule_oneshot(
-        "outer",
-        call(move |_| {
-            ctx.schedule_oneshot("inner", call(move |_| log.push(2)))
-                .unwrap();
-            ctx.poll(false);
-        }),
-    )
-    .unwrap();
-    {
-        let _one = host::enter_core(1);
-        ctx.schedule_oneshot("from 1", call(move |_| log.push(1)))
-            .unwrap();
-    }
-    ctx.poll(false);
-    assert_eq!(log.take(), [1, 2]);
-
-    let depth = count();
-    let this = late();
-    let bh = ctx
-        .bottom_half(
-            "deep",
-            call(move |_| {
-                let level = add(depth);
-                if level < 20 {
-                    bh_of(this).schedule();
-                    ctx.schedule_oneshot("level", call(move |_| log.push(level)))
-                        .unwrap();
-                    ctx.poll(false);
-                }
-            }),
-        )
-        .unwrap();
-    set_bh(this, bh);
-    bh.schedule();
-    while ctx.poll(false) {}
-    let mut seen = log.take();
-    seen.sort();
-    assert_eq!(seen, (1..20).collect::<Vec<_>>());
-}
-
-#[test]
 fn bh_7_oneshots_are_exhausted_with_an_error_and_reserved_ones_are_left() {
     let (_core, ctx) = single();
     let runs = count();
@@ -346,67 +247,6 @@ fn bh_13_queued_ones_are_listed_by_name() {
 }
 
 #[test]
-fn bh_many_senders_keep_their_own_order() {
-    let _watchdog = watchdog("bh_many_senders");
-    let _machine = host::machine(4);
-    let ctx = leak_context("target");
-    const SENDS: usize = 20_000;
-    let last: &'static [AtomicUsize; 5] = leak([const { AtomicUsize::new(0) }; 5]);
-    let target = io_thread(0, ctx);
-    // Three cores and one thread that is no core.
-    let senders: Vec<_> = (1..=4)
-        .map(|sender| {
-            thread::spawn(move || {
-                let _core = (sender < 4).then(|| host::enter_core(sender));
-                let bhs: Vec<_> = (0..8)
-                    .map(|_| {
-                        ctx.bottom_half(
-                            "ordered",
-                            Callback::new(
-                                leak(move |n: usize| {
-                                    last[n].fetch_add(1, SeqCst);
-                                }),
-                                sender,
-                            ),
-                        )
-                        .unwrap()
-                    })
-                    .collect();
-                let marks = log();
-                let ordered: Vec<_> = (0..8)
-                    .map(|n| {
-                        ctx.bottom_half("mark", call(move |_| marks.push(n)))
-                            .unwrap()
-                    })
-                    .collect();
-                for round in 0..SENDS / 8 {
-                    let before = last[sender].load(SeqCst);
-                    bhs.iter().for_each(|bh| assert!(bh.schedule()));
-                    until(|| last[sender].load(SeqCst) == before + 8);
-                    if round % 50 == 0 {
-                        ordered.iter().for_each(|bh| assert!(bh.schedule()));
-                        let mut seen = vec![];
-                        until(|| {
-                            seen.extend(marks.take());
-                            seen.len() == 8
-                        });
-                        assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7], "FIFO per sender");
-                    }
-                }
-                bhs.into_iter().chain(ordered).for_each(|bh| bh.delete());
-            })
-        })
-        .collect();
-    senders
-        .into_iter()
-        .for_each(|sender| sender.join().unwrap());
-    aio::stop(ctx);
-    target.join().unwrap();
-    assert!(last[1..].iter().all(|n| n.load(SeqCst) == SENDS));
-    assert_eq!(ctx.stats().bottom_halves_in_use, 0);
-}
-
-#[test]
 fn bh_3_one_record_scheduled_by_all_sees_every_write() {
     let _watchdog = watchdog("bh_3");
     let _machine = host::machine(4);
@@ -445,4 +285,139 @@ fn bh_3_one_record_scheduled_by_all_sees_every_write() {
         .for_each(|sender| sender.join().unwrap());
     aio::stop(ctx);
     target.join().unwrap();
+}
+
+#[test]
+fn bh_1_scheduling_queues_once_and_wakes_from_anywhere() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let runs = count();
+    let bh = ctx.bottom_half("woken", call(|_| add(runs))).unwrap();
+    for outsider in [false, true] {
+        let kicks = ctx.stats().kicks;
+        during_wait(move || {
+            let twice = move || {
+                assert!(bh.schedule());
+                assert!(bh.schedule());
+            };
+            if outsider {
+                on_no_core(twice);
+            } else {
+                let _one = host::enter_core(1);
+                twice();
+            }
+        });
+        assert!(ctx.poll(true), "what came during the wait runs after it");
+        assert_eq!(ctx.stats().kicks, kicks + 1, "outsider: {outsider}");
+    }
+    assert_eq!(get(runs), 2);
+    assert!(!ctx.poll(false));
+}
+
+#[test]
+fn bh_2_twice_before_the_run_is_one_and_inside_is_one_more_in_the_next_batch() {
+    let (_core, ctx) = single();
+    let runs = count();
+    let this = late();
+    let bh = ctx
+        .bottom_half(
+            "again",
+            call(move |_| {
+                if add(runs) == 1 {
+                    bh_of(this).schedule();
+                    bh_of(this).schedule();
+                }
+            }),
+        )
+        .unwrap();
+    set_bh(this, bh);
+    bh.schedule();
+    bh.schedule();
+    assert!(ctx.poll(false));
+    assert_eq!(get(runs), 1);
+    assert!(ctx.poll(false));
+    assert_eq!(get(runs), 2);
+    assert!(!ctx.poll(false));
+}
+
+#[test]
+fn bh_4_flags_are_cleared_before_the_callback() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let runs = count();
+    let this = late();
+    let bh = ctx
+        .bottom_half(
+            "met",
+            call(move |_| {
+                assert!(!bh_of(this).is_scheduled());
+                if add(runs) == 1 {
+                    let _one = host::enter_core(1);
+                    bh_of(this).schedule();
+                }
+            }),
+        )
+        .unwrap();
+    set_bh(this, bh);
+    bh.schedule();
+    assert!(ctx.poll(false));
+    assert!(
+        bh.is_scheduled(),
+        "the schedule during the callback is kept"
+    );
+    assert!(ctx.poll(false));
+    assert_eq!(get(runs), 2);
+}
+
+#[test]
+fn bh_5_idle_bounds_the_wait_to_10_ms_and_wakes_from_another_core() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    clock::manual(1_000);
+    let bh = ctx.bottom_half("idle", call(|_| ())).unwrap();
+    bh.schedule_idle();
+    assert!(!ctx.poll(true));
+    assert_eq!(slept_until(0), 10_001_000);
+    during_wait(move || {
+        let _one = host::enter_core(1);
+        bh.schedule_idle();
+    });
+    assert!(!ctx.poll(true));
+    assert_eq!((slept_until(0), ctx.stats().kicks), (u64::MAX, 1));
+}
+
+#[test]
+fn bh_9_delete_cancels_and_frees_when_reached() {
+    let (_core, ctx) = single();
+    let runs = count();
+    let [queued, unqueued] =
+        ["queued", "unqueued"].map(|name| ctx.bottom_half(name, call(move |_| add(runs))).unwrap());
+    queued.schedule();
+    queued.delete();
+    unqueued.delete();
+    assert_eq!(ctx.stats().bottom_halves_in_use, 1, "still in its lane");
+    assert!(!queued.schedule() && !queued.is_scheduled());
+    assert!(!ctx.poll(false));
+    assert_eq!((get(runs), ctx.stats().bottom_halves_in_use), (0, 0));
+}
+
+#[test]
+#[should_panic(expected = "old returned with other context locks")]
+fn bh_11_the_name_outlives_the_record() {
+    let (_core, ctx) = single();
+    let this = late();
+    let bh = ctx
+        .bottom_half(
+            "old",
+            call(move |_| {
+                bh_of(this).delete();
+                // Takes the freed record while the callback still runs.
+                assert!(ctx.bottom_half("new", call(|_| ())).unwrap().schedule());
+                ctx.acquire();
+            }),
+        )
+        .unwrap();
+    set_bh(this, bh);
+    bh.schedule();
+    ctx.poll(false);
 }
