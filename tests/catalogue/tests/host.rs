@@ -1,0 +1,74 @@
+//! The catalogue on the host: a core is a thread. Prints a line a case, as the image does.
+//!
+//! `-- --ignored` runs it with the counts of QEMU's long variants, as `tests/run long host` asks of every test.
+use std::io::Write;
+use std::process::exit;
+use std::sync::Mutex;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use ironthread::arch::host;
+use ironthread::{aio, config};
+use ironthread_catalogue as catalogue;
+
+/// The case that runs.
+static NOW: Mutex<&str> = Mutex::new("the beginning");
+
+fn now() -> &'static str {
+    *NOW.lock().unwrap()
+}
+
+/// Says which case failed, where each core was, and ends.
+fn fail(why: &str) -> ! {
+    let mut text = String::new();
+    for core in 0..config::MAX_CORES {
+        let _ = aio::trace::dump(core, &mut text, 32);
+    }
+    eprintln!("the last events of each core:\n{text}");
+    println!("FAIL catalogue {}: {why}", now());
+    let _ = std::io::stdout().flush();
+    exit(1)
+}
+
+fn main() {
+    let long = std::env::args().any(|argument| argument == "--ignored");
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        fail("panicked");
+    }));
+    let limit = Duration::from_secs(if long { 600 } else { 120 });
+    let (alive, watchdog) = channel();
+    thread::spawn(move || {
+        loop {
+            match watchdog.recv_timeout(limit) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => fail("hangs"),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    });
+    let _machine = host::machine(4);
+    let _core = host::enter_core(0);
+    aio::main_context().attach(0);
+    let cores: Vec<_> = (1..4)
+        .map(|core| {
+            thread::spawn(move || {
+                let _core = host::enter_core(core);
+                catalogue::secondary(core);
+            })
+        })
+        .collect();
+    catalogue::run(
+        long,
+        |case| {
+            let _ = alive.send(());
+            *NOW.lock().unwrap() = case.name;
+        },
+        |case| println!("ok catalogue {}", case.name),
+    );
+    catalogue::shutdown();
+    for core in cores {
+        core.join().expect("a core ends");
+    }
+}
