@@ -235,6 +235,7 @@ impl AioContext {
             "context {} has its home elsewhere",
             self.name()
         );
+        self.lock.belongs_to(core);
         ATTACHED.get(core).set(Some(self));
     }
 
@@ -277,7 +278,11 @@ impl AioContext {
     /// arrival. Not needed, but allowed, in its own callbacks.
     ///
     /// # Panics
-    /// In an interrupt handler, and on a host thread that is no core.
+    /// In an interrupt handler, and on a host thread that is no core. In debug builds also out of order, naming both
+    /// places: an IOThread's core may hold the lock of one context, its own loop's included, beside the main loop's;
+    /// the main loop's core may hold any (ACQ-3). A lock taken inside the main loop's there and around it elsewhere
+    /// is an inversion as well.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn acquire(&self) {
         self.lock.acquire();
     }
@@ -291,6 +296,7 @@ impl AioContext {
     }
 
     /// [`acquire`](Self::acquire)s until the guard is dropped.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn lock(&self) -> ContextGuard<'_> {
         self.acquire();
         ContextGuard {

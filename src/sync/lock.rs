@@ -16,9 +16,16 @@
 //! and the wait is masked, so a kick between the look and the sleep ends the sleep.
 //!
 //! Interrupt handlers never take it. Taking it does not end anybody's `poll`, and a waiter's kick goes to the waiter.
+//!
+//! Debug builds check the order between contexts' locks; see `order`.
 #![forbid(unsafe_code)]
 
+#[cfg(all(debug_assertions, not(loom)))]
+use core::panic::Location;
+
 use super::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(all(debug_assertions, not(loom)))]
+use super::order::Rank;
 use super::{CachePadded, CoreArray};
 use crate::arch::{self, CoreId};
 use crate::config::MAX_CORES;
@@ -76,6 +83,8 @@ pub struct ContextLock {
     high_water_ns: AtomicU64,
     /// Sleeping waiters: `ticket << 32 | core + 1`, at `ticket % SLOTS`; 0: nobody.
     sleepers: [AtomicU64; SLOTS],
+    #[cfg(all(debug_assertions, not(loom)))]
+    rank: Rank,
 }
 
 impl ContextLock {
@@ -89,13 +98,24 @@ impl ContextLock {
             since_ns: AtomicU64::new(0),
             high_water_ns: AtomicU64::new(0),
             sleepers: [const { AtomicU64::new(0) }; SLOTS],
+            #[cfg(all(debug_assertions, not(loom)))]
+            rank: Rank::new(),
         }
+    }
+
+    /// It is the lock of the context whose home is `core`; for the check of the lock order.
+    pub(crate) fn belongs_to(&self, core: CoreId) {
+        #[cfg(all(debug_assertions, not(loom)))]
+        self.rank.set(core);
+        let _ = core;
     }
 
     /// Takes one level; waits, in order of arrival, while another core has it.
     ///
     /// # Panics
-    /// In an interrupt handler, with interrupts masked, and on a thread that is no core.
+    /// In an interrupt handler, with interrupts masked, on a thread that is no core, and in debug builds when it is
+    /// taken out of order: only the main loop's core may hold the locks of several contexts beside the main loop's.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn acquire(&self) {
         let core = self.caller();
         if self.enter(core) {
@@ -107,6 +127,7 @@ impl ContextLock {
     /// As [`acquire`](Self::acquire), for the event loop's own level: its held time is not measured, because reading
     /// the clock twice a turn would cost more than the lock.
     #[inline]
+    #[cfg_attr(debug_assertions, track_caller)]
     pub(crate) fn acquire_unmeasured(&self) {
         let core = self.caller();
         if self.enter(core) {
@@ -124,7 +145,8 @@ impl ContextLock {
         self.release();
     }
 
-    /// Takes one level if nobody else holds or waits for the lock.
+    /// Takes one level if nobody else holds or waits for the lock. It never waits, so any order is right.
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn try_acquire(&self) -> bool {
         let core = self.caller();
         if self.owner.load(Ordering::Relaxed) == core + 1 {
@@ -176,6 +198,8 @@ impl ContextLock {
             self.high_water_ns
                 .fetch_max(arch::now_ns().saturating_sub(since), Ordering::Relaxed);
         }
+        #[cfg(all(debug_assertions, not(loom)))]
+        self.rank.released(core);
         self.owner.store(NOBODY, Ordering::Relaxed);
         let next = self.head.load(Ordering::Relaxed).wrapping_add(1);
         self.head.store(next, Ordering::Release);
@@ -230,6 +254,7 @@ impl ContextLock {
 
     /// Takes one level; true when it is the outermost.
     #[inline]
+    #[cfg_attr(debug_assertions, track_caller)]
     fn enter(&self, core: CoreId) -> bool {
         // Nobody but this core ever writes this core's id here, so the answer cannot change meanwhile. Recursion
         // takes no ticket: it never queues behind waiters (LCK-3).
@@ -237,6 +262,8 @@ impl ContextLock {
             self.deepen(core);
             return false;
         }
+        #[cfg(all(debug_assertions, not(loom)))]
+        self.rank.check(core, Location::caller());
         let ticket = self.tail.fetch_add(1, Ordering::Relaxed);
         if self.head.load(Ordering::Acquire) != ticket {
             self.wait_for(ticket, core);
@@ -246,9 +273,12 @@ impl ContextLock {
     }
 
     #[inline]
+    #[cfg_attr(debug_assertions, track_caller)]
     fn take(&self, core: CoreId) {
         debug_assert_eq!(self.depth.load(Ordering::Relaxed), 0);
         self.owner.store(core + 1, Ordering::Relaxed);
+        #[cfg(all(debug_assertions, not(loom)))]
+        self.rank.taken(core, Location::caller());
         self.deepen(core);
     }
 

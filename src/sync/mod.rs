@@ -20,6 +20,8 @@ mod home_cell;
 mod index_stack;
 mod irq_lock;
 mod lock;
+#[cfg(all(debug_assertions, not(loom)))]
+mod order;
 mod pool;
 mod static_ref;
 

@@ -5,6 +5,7 @@ mod common;
 
 mod acq;
 mod adp;
+mod bad_use;
 mod batch;
 mod bh;
 mod co;
