@@ -211,3 +211,12 @@ pub fn slept_until(core: usize) -> u64 {
     let deadline = line.rsplit("0x").next().expect("a hexadecimal number");
     u64::from_str_radix(deadline, 16).unwrap()
 }
+
+/// Lets `event`'s interrupt come 10 us into a wait, so that its handler learns a first budget. The clock is manual.
+pub fn ready_in_a_wait(ctx: &'static AioContext, event: &'static EventNotifier) {
+    during_wait(move || {
+        clock::advance(10_000);
+        host::after_wait_interrupt(move || event.set());
+    });
+    assert!(ctx.poll(true));
+}

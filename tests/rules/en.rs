@@ -1,9 +1,7 @@
 //! Event notifiers and their handlers (EN).
-use std::sync::atomic::Ordering::SeqCst;
-
 use crate::common::*;
-use ironthread::aio::{AioError, EventNotifier};
-use ironthread::arch::host::{self, clock};
+use ironthread::aio::{AioError, Callback, EventNotifier, PollCheck};
+use ironthread::arch::host;
 use ironthread::config;
 
 #[test]
@@ -299,88 +297,120 @@ fn en_all_slots_are_served_and_exhaustion_is_an_error() {
 }
 
 #[test]
-fn en_13_polling_begins_and_ends_around_the_checks() {
-    let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
-    let sleeps = ctx.stats().sleeps;
-    // Nothing comes: begin, checks until the budget is used up, end, one check more, sleep.
-    assert!(!ctx.poll(true));
-    assert_eq!(log.take(), [1, 2, 2, 2, 2, 2, 3, 2]);
-    assert_eq!(
-        (ctx.stats().sleeps, ctx.stats().poll_misses),
-        (sleeps + 1, 1)
-    );
-    // Work comes while it polls: no sleep, and poll mode is not left (ADP-6).
-    work.store(1, SeqCst);
-    assert!(ctx.poll(true));
-    assert_eq!(log.take(), [1, 2, 9]);
-    work.store(1, SeqCst);
-    assert!(ctx.poll(true));
-    assert_eq!(log.take(), [2, 9]);
-    assert_eq!((ctx.stats().sleeps, ctx.stats().poll_hits), (sleeps + 1, 2));
-    ctx.unregister(event);
-}
-
-#[test]
-fn en_13_a_source_in_poll_mode_is_heard_by_a_loop_that_never_sleeps() {
-    let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
-    work.store(1, SeqCst);
-    assert!(ctx.poll(true));
-    assert_eq!(log.take(), [1, 2, 9], "in poll mode: it does not notify");
-    // From here on there is always a bottom half to run, so no turn polls and none sleeps.
-    let busy = late();
-    set_bh(
-        busy,
-        ctx.bottom_half("busy", call(move |_| assert!(bh_of(busy).schedule())))
-            .unwrap(),
-    );
-    bh_of(busy).schedule();
-    for blocking in [true, false] {
-        work.store(1, SeqCst);
-        (0..10).for_each(|_| assert!(ctx.poll(blocking)));
-        assert_eq!(get(work), 0, "blocking: {blocking}");
-    }
-    bh_of(busy).delete();
-    ctx.unregister(event);
-}
-
-#[test]
-fn en_12_a_handler_that_runs_is_not_polled_by_its_nested_poll() {
-    let (_core, ctx) = single();
-    clock::manual(1_000_000);
+fn en_1_2_any_number_of_sets_is_one_until_it_is_cleared() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
     let calls = count();
     let event = notifier();
-    ctx.set_poll_max_ns(100_000);
-    let check = leak(|_: usize| {
-        clock::advance(1_000);
-        true
-    });
     ctx.register(
         event,
-        "always",
+        "event",
         call(move |_| {
-            event.test_and_clear();
-            if add(calls) < 10 {
-                ctx.poll(true);
-            }
+            add(calls);
+            assert!(event.test_and_clear());
+            assert!(!event.test_and_clear() && !event.is_set());
         }),
-        Some(check),
+        None,
     )
     .unwrap();
     ctx.poll(false);
-    host::on_wait(Some(leak(move || {
-        clock::advance(1_000);
-        host::on_wait(None);
+    for n in 1..=3 {
+        let kicks = ctx.stats().kicks;
+        during_wait(move || {
+            on_no_core(|| (0..n).for_each(|_| event.set()));
+            let _one = host::enter_core(1);
+            event.set();
+        });
+        // An interrupt handler may set it too; it never blocks.
         host::after_wait_interrupt(move || event.set());
-    })));
-    assert!(ctx.poll(true));
-    assert_eq!(get(calls), 1);
-    ctx.poll(true);
-    assert_eq!(get(calls), 2);
-    ctx.unregister(event);
+        assert!(ctx.poll(true));
+        assert!(!ctx.poll(false));
+        assert!(ctx.stats().kicks > kicks);
+        assert_eq!(get(calls), n);
+    }
+}
+
+#[test]
+fn en_4_registering_and_removing_wake_the_loop() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let [event, unknown] = [notifier(), notifier()];
+    let registered = move || {
+        let _one = host::enter_core(1);
+        ctx.register(event, "event", call(|_| ()), None).unwrap();
+    };
+    let removed = move || {
+        let _one = host::enter_core(1);
+        ctx.unregister(event);
+    };
+    let nothing = move || {
+        let _one = host::enter_core(1);
+        ctx.unregister(unknown);
+    };
+    let kicks_during = |f: Box<dyn Fn() + Sync>| {
+        let kicks = ctx.stats().kicks;
+        ctx.poll(false);
+        during_wait(f);
+        assert!(!ctx.poll(true));
+        ctx.stats().kicks - kicks
+    };
+    assert_eq!(kicks_during(Box::new(registered)), 1);
+    assert_eq!(kicks_during(Box::new(registered)), 1, "replaced");
+    assert_eq!(kicks_during(Box::new(removed)), 1);
+    assert_eq!(kicks_during(Box::new(nothing)), 0);
+}
+
+#[test]
+fn en_6_a_replacement_is_whole() {
+    let (_core, ctx) = single();
+    let log = log();
+    let event = notifier();
+    let of = move |n: usize| {
+        let ready = Callback::new(
+            leak(move |argument: usize| {
+                event.test_and_clear();
+                assert_eq!(argument, n);
+                log.push(n);
+            }),
+            n,
+        );
+        let check: PollCheck = leak(move |argument: usize| {
+            assert_eq!(argument, n, "a check with another's argument");
+            false
+        });
+        (ready, Some(check))
+    };
+    ctx.set_poll_max_ns(100_000);
+    for (n, name) in [(1, "one"), (2, "two"), (3, "three")] {
+        let (ready, check) = of(n);
+        ctx.register(event, name, ready, check).unwrap();
+        let mut names = vec![];
+        ctx.for_each_handler(|name| names.push(name));
+        assert_eq!(names, [name]);
+        ctx.poll(false);
+        // Ready in a wait, so that from then on its check is asked.
+        during_wait(move || host::after_wait_interrupt(move || event.set()));
+        while log.take() != [n] {
+            ctx.poll(true);
+        }
+        ctx.poll(true);
+    }
+}
+
+#[test]
+fn en_9_a_mark_without_a_set_notifier_is_neither_call_nor_progress() {
+    let (_core, ctx) = single();
+    let calls = count();
+    let event = notifier();
+    ctx.register(event, "event", call(|_| add(calls)), None)
+        .unwrap();
+    event.set();
+    assert!(event.test_and_clear());
+    assert!(!ctx.poll(false));
+    // Set again by its own handler's pass, removed before its turn.
+    event.set();
+    ctx.schedule_oneshot("remover", call(move |_| ctx.unregister(event)))
+        .unwrap();
+    assert!(ctx.poll(false));
+    assert_eq!(get(calls), 0);
 }

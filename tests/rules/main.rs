@@ -11,6 +11,7 @@ mod bh;
 mod co;
 mod cs;
 mod en;
+mod en_poll;
 mod iot;
 mod lck;
 mod nfy;

@@ -1,9 +1,8 @@
 //! The wake-up handshake (NFY).
-
 use crate::common::*;
 use ironthread::aio::{self};
 use ironthread::arch;
-use ironthread::arch::host::{self};
+use ironthread::arch::host::{self, clock};
 
 #[test]
 fn nfy_8_a_notification_alone_ends_the_wait_without_progress() {
@@ -150,4 +149,160 @@ fn nfy_notifiers_and_timers_wake_a_sleeper() {
     never.cancel();
     aio::stop(ctx);
     sleeping.join().unwrap();
+}
+
+#[test]
+fn nfy_2_a_notification_kicks_exactly_when_the_loop_may_sleep() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let kicks = move || ctx.stats().kicks;
+    let from_core_1 = move || {
+        let _one = host::enter_core(1);
+        ctx.notify();
+    };
+    from_core_1();
+    assert_eq!(kicks(), 0, "between two turns");
+    ctx.poll(false);
+    during_wait(from_core_1);
+    ctx.poll(true);
+    assert_eq!(kicks(), 1, "in the wait");
+    ctx.schedule_oneshot("dispatch", call(move |_| from_core_1()))
+        .unwrap();
+    ctx.poll(true);
+    assert_eq!(kicks(), 1, "in a callback");
+}
+
+#[test]
+fn nfy_4_every_notification_of_a_sleep_is_sent() {
+    let (_machine, ctx) = stepped(3);
+    let _zero = host::enter_core(0);
+    during_wait(move || {
+        for core in [1, 2] {
+            let _core = host::enter_core(core);
+            ctx.notify();
+        }
+    });
+    assert!(!ctx.poll(true));
+    assert_eq!(
+        ctx.stats().kicks,
+        2,
+        "that one was sent already is no reason not to send another"
+    );
+}
+
+#[test]
+fn nfy_5_a_loop_that_polls_hears_a_notification_without_a_kick() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    clock::manual(1_000_000);
+    let checks = count();
+    let event = notifier();
+    ctx.set_poll_max_ns(100_000);
+    let check = leak(move |_: usize| {
+        if add(checks) == 1 {
+            let _one = host::enter_core(1);
+            ctx.notify();
+        }
+        clock::advance(1_000);
+        false
+    });
+    let ready = call(move |_| event.test_and_clear());
+    ctx.register(event, "disk", ready, Some(check)).unwrap();
+    ctx.poll(false);
+    ready_in_a_wait(ctx, event);
+    let before = ctx.stats();
+    assert!(!ctx.poll(true));
+    let done = ctx.stats().since(&before);
+    assert_eq!((get(checks), done.kicks, done.sleeps), (1, 0, 0));
+    ctx.unregister(event);
+}
+
+#[test]
+fn nfy_6_a_turn_that_does_not_block_asks_for_no_kick() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let seen = count();
+    let look = move || {
+        ctx.schedule_oneshot(
+            "notified",
+            call(move |_| {
+                let _one = host::enter_core(1);
+                ctx.notify();
+                add(seen);
+            }),
+        )
+        .unwrap();
+    };
+    look();
+    ctx.poll(false);
+    assert_eq!((get(seen), ctx.stats().kicks), (1, 0));
+}
+
+#[test]
+fn nfy_7_a_stop_that_comes_before_the_loop_is_not_lost() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    {
+        let _one = host::enter_core(1);
+        aio::stop(ctx);
+    }
+    during_wait(|| panic!("it slept through the stop"));
+    aio::run_loop(ctx);
+    host::on_wait(None);
+    // One that comes in the wait ends it as well.
+    during_wait(move || {
+        let _one = host::enter_core(1);
+        aio::stop(ctx);
+    });
+    aio::run_loop(ctx);
+    assert!(!aio::is_running(ctx));
+}
+
+#[test]
+fn nfy_9_a_nested_wait_leaves_the_outer_turn_as_it_was() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let from_core_1 = move || {
+        let _one = host::enter_core(1);
+        ctx.notify();
+    };
+    ctx.schedule_oneshot(
+        "outer",
+        call(move |_| {
+            during_wait(from_core_1);
+            assert!(!ctx.poll(true));
+            assert_eq!(ctx.stats().kicks, 1, "the nested loop slept");
+            from_core_1();
+            assert_eq!(ctx.stats().kicks, 1, "the outer one dispatches");
+        }),
+    )
+    .unwrap();
+    assert!(ctx.poll(true));
+    let sleeps = ctx.stats().sleeps;
+    assert!(!ctx.poll(true));
+    assert_eq!(ctx.stats().sleeps, sleeps, "and what came then is kept");
+}
+
+#[test]
+#[should_panic(expected = "home core only")]
+fn nfy_10_another_thread_cannot_accept_a_notification() {
+    let (_machine, ctx) = stepped(1);
+    ctx.notify();
+    // Not even one that is no core.
+    ctx.poll(false);
+}
+
+#[test]
+fn nfy_13_a_wait_that_ends_for_nothing_is_no_progress() {
+    let (_machine, ctx) = stepped(2);
+    let _zero = host::enter_core(0);
+    let runs = count();
+    for _ in 0..3 {
+        during_wait(|| arch::kick(0));
+        assert!(!ctx.poll(true));
+    }
+    ctx.schedule_oneshot("later", call(move |_| add(runs)))
+        .unwrap();
+    assert!(ctx.poll(true));
+    assert_eq!(get(runs), 1);
 }
