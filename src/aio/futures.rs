@@ -1,8 +1,9 @@
 //! What coroutines await: a turn, a time, a move, a wake.
 #![forbid(unsafe_code)]
 
-use core::future::Future;
-use core::pin::Pin;
+use core::fmt;
+use core::future::{Future, poll_fn};
+use core::pin::{Pin, pin};
 use core::ptr;
 use core::task::{Context, Poll};
 
@@ -96,6 +97,33 @@ impl Drop for Sleep {
             let _ = timer.delete();
         }
     }
+}
+
+/// A [`timeout`] ended before its future.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedOut;
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("timed out")
+    }
+}
+
+impl core::error::Error for TimedOut {}
+
+/// Runs `future` until it ends or [`arch::now_ns`] has reached `deadline_ns`; then it is dropped, which cancels it. A future
+/// that is ready at its deadline counts as done.
+///
+/// # Errors
+/// [`TimedOut`] at the deadline.
+pub async fn timeout<F: Future>(deadline_ns: u64, future: F) -> Result<F::Output, TimedOut> {
+    let mut future = pin!(future);
+    let mut sleep = pin!(sleep_until(deadline_ns));
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => sleep.as_mut().poll(context).map(|()| Err(TimedOut)),
+    })
+    .await
 }
 
 /// Moves the calling coroutine to `target`: what follows runs on its home core. No-op when it is there already.

@@ -11,6 +11,7 @@
 //! | `adaptive` | look for work a while before sleeping |
 //! | `hook` | [`TurnHook`]: once at the end of a turn |
 //! | `coroutine`, `futures` | futures in static slots, and what they await |
+//! | `mutex`, `event` | [`Mutex`], [`WaitQueue`] and [`Event`] for coroutines, on a `wait_list` |
 //! | `iothread` | [`run_loop`] and [`stop`] |
 //! | `wait` | [`wait_while`]: the main loop waits for other contexts |
 //! | `elsewhere` | [`run_on`]: work in another context, completion at home |
@@ -27,24 +28,29 @@ mod callback;
 mod context;
 mod coroutine;
 mod elsewhere;
+mod event;
 mod futures;
 mod hook;
 mod iothread;
 mod lane;
+mod mutex;
 mod notifier;
 mod poll;
 mod timer;
 pub mod trace;
 mod wait;
+mod wait_list;
 
 pub use bottom_half::BottomHalf;
 pub use callback::{AioError, Callback};
 pub use context::{AioContext, CONTEXTS, ContextGuard, ContextStats, context, main_context};
 pub use coroutine::{CoroutineHandle, coroutines_in_use, current_coroutine};
 pub use elsewhere::{WorkDone, WorkHandle, WorkResult, run_on};
-pub use futures::{Sleep, reschedule_self, sleep_until, suspend, yield_now};
+pub use event::{Event, Wait, WaitQueue};
+pub use futures::{Sleep, TimedOut, reschedule_self, sleep_until, suspend, timeout, yield_now};
 pub use hook::TurnHook;
 pub use iothread::{is_running, run_loop, stop};
+pub use mutex::{Lock, Mutex, MutexGuard};
 pub use notifier::{EventNotifier, Handler, PollCheck};
 pub use timer::Timer;
 pub use trace::trace;

@@ -9,6 +9,7 @@ mod bad_use;
 mod batch;
 mod bh;
 mod co;
+mod co_locks;
 mod cs;
 mod en;
 mod en_poll;
