@@ -13,6 +13,7 @@ use super::lane::Lanes;
 use super::notifier::Handlers;
 use super::timer::Timers;
 use super::trace::{Event, trace};
+use super::watchdog::Watch;
 use crate::arch::{self, CoreId};
 use crate::config::MAX_CORES;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
@@ -92,6 +93,8 @@ pub struct ContextStats {
     pub sleeps: u64,
     /// Kicks (SGIs) sent to it by `notify`.
     pub kicks: u64,
+    /// Looks of the watchdog that found it asleep although there was work for it; see [`AioContext::watch`].
+    pub lost_wakeups: u32,
     /// Rounds of busy polling that found something.
     pub poll_hits: u64,
     /// Rounds of busy polling that found nothing.
@@ -118,6 +121,7 @@ impl ContextStats {
         coroutine_steps: 0,
         sleeps: 0,
         kicks: 0,
+        lost_wakeups: 0,
         poll_hits: 0,
         poll_misses: 0,
         lock_high_water_ns: 0,
@@ -137,6 +141,7 @@ impl ContextStats {
             coroutine_steps: self.coroutine_steps - before.coroutine_steps,
             sleeps: self.sleeps - before.sleeps,
             kicks: self.kicks - before.kicks,
+            lost_wakeups: self.lost_wakeups - before.lost_wakeups,
             poll_hits: self.poll_hits - before.poll_hits,
             poll_misses: self.poll_misses - before.poll_misses,
             ..*self
@@ -164,6 +169,7 @@ pub struct AioContext {
     /// How many polls are between "may sleep" and "finished waiting". Written by the home core.
     pub(super) notify_me: AtomicU32,
     pub(super) counters: Counters,
+    pub(super) watch: Watch,
 }
 
 /// One level of a context's lock, given back on drop.
@@ -213,6 +219,7 @@ impl AioContext {
                 sleeps: Counter::new(),
                 kicks: AtomicU64::new(0),
             },
+            watch: Watch::new(),
         }
     }
 
@@ -390,6 +397,7 @@ impl AioContext {
             coroutine_steps: self.counters.coroutine_steps.get(),
             sleeps: self.counters.sleeps.get(),
             kicks: self.counters.kicks.load(Ordering::Relaxed),
+            lost_wakeups: self.watch.lost(),
             poll_hits: self.adaptive.hits.load(Ordering::Relaxed),
             poll_misses: self.adaptive.misses.load(Ordering::Relaxed),
             lock_high_water_ns: self.lock.high_water_ns(),

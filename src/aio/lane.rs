@@ -141,6 +141,11 @@ impl Lanes {
         self.signal.load(Ordering::Relaxed) == 0 && self.depth.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether something was queued since the last batch began. A plain load, for the watchdog of any core.
+    pub(super) fn signalled(&self) -> bool {
+        self.signal.load(Ordering::Relaxed) != 0
+    }
+
     /// Begins a batch: everything queued until now. Returns the depth to give to [`end_batch`](Self::end_batch), or
     /// `None` when there is nothing to do. Home core only.
     #[inline]

@@ -15,6 +15,7 @@
 //! | `iothread` | [`run_loop`] and [`stop`] |
 //! | `wait` | [`wait_while`]: the main loop waits for other contexts |
 //! | `elsewhere` | [`run_on`]: work in another context, completion at home |
+//! | `watchdog` | finds lost wake-ups, mends none |
 //! | `trace` | the last events of each core |
 //!
 //! Core *n* runs context *n*; context 0 is the main loop. Whatever may be called "from any core" is a few
@@ -40,6 +41,7 @@ mod timer;
 pub mod trace;
 mod wait;
 mod wait_list;
+mod watchdog;
 
 pub use bottom_half::BottomHalf;
 pub use callback::{AioError, Callback};

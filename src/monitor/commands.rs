@@ -190,14 +190,14 @@ fn info(
 fn contexts(out: &mut dyn Write) -> fmt::Result {
     writeln!(
         out,
-        "context      turns  bottom halves   handlers     timers  coroutines     sleeps      kicks  poll hit/miss       lock max"
+        "context      turns  bottom halves   handlers     timers  coroutines     sleeps      kicks  poll hit/miss       lock max  lost wake-ups"
     )?;
     for core in 0..arch::cores() {
         let context = aio::context(core);
         let stats = context.stats();
         writeln!(
             out,
-            "{core:>7} {:>10} {:>14} {:>10} {:>10} {:>11} {:>10} {:>10} {:>6}/{:<7} {:>13}",
+            "{core:>7} {:>10} {:>14} {:>10} {:>10} {:>11} {:>10} {:>10} {:>6}/{:<7} {:>13} {:>14}",
             stats.turns,
             stats.bottom_halves,
             stats.handlers,
@@ -208,6 +208,7 @@ fn contexts(out: &mut dyn Write) -> fmt::Result {
             stats.poll_hits,
             stats.poll_misses,
             Duration(stats.lock_high_water_ns),
+            stats.lost_wakeups,
         )?;
     }
     Ok(())

@@ -22,3 +22,4 @@ mod seed;
 mod tmr;
 mod tpl;
 mod wait;
+mod watchdog;

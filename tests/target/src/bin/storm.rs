@@ -45,6 +45,7 @@ fn fired(core: usize) {
     {
         raise();
     }
+    aio::context((core + 1) % CORES).watch();
     if fired < COUNT.load(Ordering::Relaxed) {
         arm(core);
     }
@@ -218,6 +219,7 @@ fn main(tree: usize) -> ! {
             stats.sleeps,
             stats.kicks
         );
+        assert_eq!(stats.lost_wakeups, 0, "core {core}: lost wake-ups");
         assert_eq!(get(&ARMED[core]), count, "core {core}: armed");
         assert_eq!(get(&FIRED[core]), count, "core {core}: timers lost");
         assert_eq!(get(&RUNS[core]), count, "core {core}: bottom halves lost");
