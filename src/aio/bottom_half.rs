@@ -11,7 +11,9 @@
 //! ```
 //! One word a record holds flags and generation. *Pending* says "in a lane"; only its change from clear to set
 //! enqueues, so a record is in at most one lane once. *Scheduled* says "is to run". All changes are
-//! compare-and-exchange on the whole word: a stale handle finds another generation and does nothing.
+//! compare-and-exchange on the whole word: a stale handle finds another generation and does nothing. Generations have
+//! 24 bits: a stale handle would have to be kept while its record is created and deleted 16.7 million times, and be
+//! used after exactly a multiple of that. At a million one-shots a second, which have no handles, nothing is lost.
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 
@@ -241,7 +243,8 @@ impl AioContext {
     /// interrupt handlers too.
     ///
     /// # Errors
-    /// [`AioError::Exhausted`] when all records but the reserved ones are under way.
+    /// [`AioError::Exhausted`] when all records but the reserved ones are under way, [`AioError::Stopped`] from another
+    /// core when its loop was stopped and not run again.
     pub fn schedule_oneshot(
         &'static self,
         name: &'static str,
@@ -253,7 +256,7 @@ impl AioContext {
     /// As [`schedule_oneshot`](Self::schedule_oneshot), from the records kept back for drain and shutdown.
     ///
     /// # Errors
-    /// [`AioError::Exhausted`] when even those are under way.
+    /// As `schedule_oneshot`, when even those are under way.
     pub fn schedule_oneshot_reserved(
         &'static self,
         name: &'static str,
@@ -268,6 +271,9 @@ impl AioContext {
         name: &'static str,
         callback: Callback,
     ) -> Result<(), AioError> {
+        if self.refuses() {
+            return Err(AioError::Stopped);
+        }
         let index = FIRST_ONESHOT
             + self
                 .records
@@ -295,13 +301,6 @@ impl AioContext {
         }
         self.wake();
     }
-
-    /// Takes a schedule of one of the loop's own bottom halves back; it is dropped when reached.
-    pub(super) fn cancel_internal(&self, which: Internal) {
-        self.records.records[FIRST_INTERNAL + which as usize]
-            .word
-            .fetch_and(!SCHEDULED, Ordering::AcqRel);
-    }
 }
 
 /// Handle of a bottom half; a copy is the same bottom half. Using one whose record was deleted does nothing.
@@ -315,11 +314,29 @@ pub struct BottomHalf {
 impl BottomHalf {
     /// Runs the callback once in the next batch of its context; scheduling again before that changes nothing, inside
     /// the callback it means one more run, in a later batch (BH-2). Everything written before is visible to the
-    /// callback (BH-3). Any core, interrupt handlers too. Returns false when the handle is stale.
+    /// callback (BH-3). Any core, interrupt handlers too. Returns false when it was refused:
+    /// [`try_schedule`](Self::try_schedule) says why.
     #[inline]
     pub fn schedule(&self) -> bool {
         // A normal schedule wins over an idle one (BH-6).
         self.schedule_with(|word| (word | PENDING | SCHEDULED) & !IDLE)
+    }
+
+    /// As [`schedule`](Self::schedule), for callers that can meet a refusal.
+    ///
+    /// # Errors
+    /// [`AioError::Stale`] when it was deleted, [`AioError::Stopped`] when its context's loop was stopped and not run
+    /// again and this is not its home core. A context that was never run accepts work, which waits for its first run;
+    /// so does work that was accepted and not reached before a stop.
+    pub fn try_schedule(&self) -> Result<(), AioError> {
+        if self.schedule() {
+            return Ok(());
+        }
+        Err(if self.context.refuses() {
+            AioError::Stopped
+        } else {
+            AioError::Stale
+        })
     }
 
     /// As [`schedule`](Self::schedule), but for work that can wait: it lets the loop sleep up to 10 ms and its run
@@ -336,6 +353,9 @@ impl BottomHalf {
 
     #[inline]
     fn schedule_with(&self, change: impl Fn(u32) -> u32) -> bool {
+        if self.context.refuses() {
+            return false;
+        }
         let Some((old, new)) =
             self.context
                 .records

@@ -353,6 +353,13 @@ impl AioContext {
         }
     }
 
+    /// Whether it takes no work: its loop was stopped, and this is not the home core, which may still poll by hand or
+    /// run the loop again.
+    #[inline]
+    pub(super) fn refuses(&self) -> bool {
+        self.state.is_stopped() && !self.is_home()
+    }
+
     /// Calls `callback` and sees that it gave back the locks it took.
     #[inline]
     pub(super) fn call(&self, callback: Callback, name: &'static str) {

@@ -10,7 +10,7 @@
 //! A coroutine is queued in the lanes of its *home* context like a bottom half, so a wake from any core or interrupt
 //! is a schedule, wakes are idempotent, and mutual wakes need no stack (CO-4). Whoever takes it off the lane and finds
 //! that its home has changed forwards it, so that a move (CO-6) cannot race with a wake. Wakers carry slot and
-//! generation, not a pointer: one that outlives its coroutine does nothing.
+//! generation (24 bits, as a bottom half's), not a pointer: one that outlives its coroutine does nothing.
 use core::cell::UnsafeCell;
 use core::future::Future;
 use core::mem::MaybeUninit;
@@ -142,7 +142,8 @@ impl AioContext {
     /// Any core.
     ///
     /// # Errors
-    /// [`AioError::Exhausted`] when all slots (of all contexts together) are taken.
+    /// [`AioError::Exhausted`] when all slots (of all contexts together) are taken, [`AioError::Stopped`] from another
+    /// core when the context's loop was stopped and not run again.
     pub fn spawn<F>(
         &'static self,
         name: &'static str,
@@ -160,6 +161,9 @@ impl AioContext {
                 align_of::<F>() <= align_of::<Storage>(),
                 "the future needs a greater alignment"
             );
+        }
+        if self.refuses() {
+            return Err(AioError::Stopped);
         }
         let index = FREE.take().ok_or(AioError::Exhausted)?;
         let slot = &SLOTS[index];
@@ -373,8 +377,12 @@ impl CoroutineHandle {
     /// Resumes a suspended coroutine in another context, which is its home from then on.
     ///
     /// # Errors
-    /// [`AioError::Busy`] while it runs or is scheduled (CO-3), [`AioError::Stale`] after its end.
+    /// [`AioError::Busy`] while it runs or is scheduled (CO-3), [`AioError::Stale`] after its end,
+    /// [`AioError::Stopped`] from another core when that context's loop was stopped and not run again.
     pub fn schedule_in(&self, context: &'static AioContext) -> Result<(), AioError> {
+        if context.refuses() {
+            return Err(AioError::Stopped);
+        }
         let slot = &SLOTS[self.slot as usize];
         let word = slot.word.load(Ordering::Relaxed);
         if word & !FLAGS != self.generation || word & LIVE == 0 {

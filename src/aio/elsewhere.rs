@@ -1,7 +1,7 @@
 //! Run elsewhere: work for another context, and its completion at home.
 //!
 //! ```text
-//!  FREE ─run_on▶ QUEUED ─taken by the target▶ ACTIVE ─▶ DONE ─taken at home, `done` called▶ FREE
+//!  FREE ─run_on▶ QUEUED ─taken by the target▶ ACTIVE ─▶ DONE ─`done` called at home▶ FREE
 //!                  └──────cancel──▶ CANCELLED ─────────────────────┘ (through the same way, without running)
 //! ```
 //! Records are static. Each context has a list of work that arrived and one of work that ended, both FIFO.
@@ -111,7 +111,8 @@ impl WorkLists {
 /// FIFO per target. `done` is called exactly once, never inside this call.
 ///
 /// # Errors
-/// [`AioError::Exhausted`] when [`ELSEWHERE`] pieces of work are on their way.
+/// [`AioError::Exhausted`] when [`ELSEWHERE`] pieces of work are on their way, [`AioError::Stopped`] when the loop of
+/// another core's `context` was stopped and not run again.
 ///
 /// # Panics
 /// On a core without a context.
@@ -122,6 +123,9 @@ pub fn run_on(
     argument: usize,
 ) -> Result<WorkHandle, AioError> {
     let home = AioContext::current().expect("work is sent from a core that has a context");
+    if context.refuses() {
+        return Err(AioError::Stopped);
+    }
     let index = FREE.take().ok_or(AioError::Exhausted)?;
     let slot = &SLOTS[index];
     *slot.work.lock() = Some(Work {
@@ -188,15 +192,17 @@ impl AioContext {
             } else {
                 WorkResult::Cancelled
             };
-            *slot.work.lock() = None;
-            slot.word
-                .store((word & !STATE).wrapping_add(GENERATION), Ordering::Release);
-            FREE.give_back(index);
             if self.work.ended.lock().head != 0 {
                 // So that a nested poll inside this completion reaches the others.
                 self.schedule_internal(Internal::WorkDone);
             }
             (work.done)(work.argument, result);
+            *slot.work.lock() = None;
+            // Over only now, with all that the completion wrote.
+            slot.word
+                .store((word & !STATE).wrapping_add(GENERATION), Ordering::Release);
+            FREE.give_back(index);
+            wait_kick();
         }
     }
 }
@@ -219,7 +225,7 @@ impl WorkHandle {
             .is_ok()
     }
 
-    /// Whether its completion was called too, and the record is free again. Any core.
+    /// Whether its completion has returned too, and the record is free again. Any core.
     pub fn is_over(&self) -> bool {
         SLOTS[self.index as usize].word.load(Ordering::Acquire) & !STATE != self.generation
     }

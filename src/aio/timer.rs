@@ -292,9 +292,26 @@ pub struct Timer {
 
 impl Timer {
     /// Arms it, or arms it anew, for `deadline_ns` of [`arch::now_ns`](crate::arch::now_ns); a deadline that has
-    /// passed fires in the next poll. Any core, interrupt handlers too. False when the handle is stale.
+    /// passed fires in the next poll. Any core, interrupt handlers too. False when it was refused:
+    /// [`try_arm_at`](Self::try_arm_at) says why.
     pub fn arm_at(&self, deadline_ns: u64) -> bool {
         self.arm(deadline_ns, false)
+    }
+
+    /// As [`arm_at`](Self::arm_at), for callers that can meet a refusal.
+    ///
+    /// # Errors
+    /// [`AioError::Stale`] when it was deleted, [`AioError::Stopped`] when its context's loop was stopped and not run
+    /// again and this is not its home core.
+    pub fn try_arm_at(&self, deadline_ns: u64) -> Result<(), AioError> {
+        if self.arm(deadline_ns, false) {
+            return Ok(());
+        }
+        Err(if self.context.refuses() {
+            AioError::Stopped
+        } else {
+            AioError::Stale
+        })
     }
 
     /// As [`arm_at`](Self::arm_at), but never later than it is armed for already.
@@ -303,6 +320,9 @@ impl Timer {
     }
 
     fn arm(&self, deadline_ns: u64, only_earlier: bool) -> bool {
+        if self.context.refuses() {
+            return false;
+        }
         // The last nanosecond stands for "never" in the loop's arithmetic.
         let deadline_ns = deadline_ns.min(u64::MAX - 1);
         let index = self.index as usize;
