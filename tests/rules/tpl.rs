@@ -86,3 +86,29 @@ fn tpl_bh_15_a_completion_that_polls_reaches_the_completions_behind_it() {
     while main.poll(false) {}
     assert_eq!(done.take(), [0]);
 }
+
+/// On x86 every store is a release, so here miri is the judge: it calls a missing order a data race.
+#[test]
+fn tpl_2_what_the_work_wrote_is_seen_by_who_sees_it_finished() {
+    struct Plain(std::cell::UnsafeCell<u64>);
+    // SAFETY: the work writes before it has ended, the test reads after it has seen that it ended.
+    unsafe impl Sync for Plain {}
+    static RESULT: Plain = Plain(std::cell::UnsafeCell::new(0));
+    let _watchdog = watchdog("tpl_2");
+    let _machine = host::machine(2);
+    let _main = attach(0, "main");
+    let _zero = host::enter_core(0);
+    let io = leak_context("io");
+    let looping = io_thread(1, io);
+    // SAFETY: as above.
+    let work = call(|_| unsafe { *RESULT.0.get() = 7 });
+    let handle = aio::run_on(io, work, leak(|_: usize, _: WorkResult| ()), 0).unwrap();
+    while !handle.is_finished() {
+        std::thread::yield_now();
+    }
+    // SAFETY: as above.
+    assert_eq!(unsafe { *RESULT.0.get() }, 7);
+    aio::wait_while(|| !handle.is_over());
+    aio::stop(io);
+    looping.join().unwrap();
+}
