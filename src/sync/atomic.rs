@@ -1,8 +1,10 @@
 //! The atomics of this crate: `core`'s, or loom's when a model is checked (`--cfg loom`).
 //!
+//! With `--cfg preempt` they are `core`'s too, but every access is a place where `tests/replay` may switch cores.
+//!
 //! loom treats a `SeqCst` access as acquire-release only, so every store→load handshake here says
 //! `fence(SeqCst)` where it needs one; model and firmware run the same text.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, preempt)))]
 pub use core::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
     compiler_fence, fence,
@@ -11,4 +13,10 @@ pub use core::sync::atomic::{
 #[cfg(loom)]
 pub use loom::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
+
+#[cfg(preempt)]
+pub use super::preempt::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    compiler_fence, fence,
 };

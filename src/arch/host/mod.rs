@@ -20,6 +20,8 @@ use crate::arch::CoreId;
 use crate::config::MAX_CORES;
 
 pub mod clock;
+#[cfg(preempt)]
+pub mod preempt;
 
 std::thread_local! {
     static CORE: Cell<Option<CoreId>> = const { Cell::new(None) };
@@ -246,6 +248,10 @@ pub fn wait(deadline_ns: Option<u64>) {
     let core = current_core().expect("wait on a thread that is no core");
     let line = &LINES[core];
     line.sleeps.fetch_add(1, Ordering::Relaxed);
+    #[cfg(preempt)]
+    if let Some(hooks) = preempt::hooks() {
+        return (hooks.wait)(deadline_ns);
+    }
     if STEPPED.load(Ordering::Relaxed) {
         let world = *lock(&ON_WAIT);
         if let Some(world) = world {
@@ -278,6 +284,10 @@ pub fn wait(deadline_ns: Option<u64>) {
 pub fn kick(core: CoreId) {
     let line = &LINES[core];
     line.kicks.fetch_add(1, Ordering::Relaxed);
+    #[cfg(preempt)]
+    if let Some(hooks) = preempt::hooks() {
+        return (hooks.kick)(core);
+    }
     *lock(&line.kicked) = true;
     line.changed.notify_all();
 }
@@ -297,6 +307,10 @@ pub fn now_ns() -> u64 {
 /// takes 100 ns of a manual clock, so that a loop that looks at the clock ends.
 #[inline]
 pub fn relax() {
+    #[cfg(preempt)]
+    if let Some(hooks) = preempt::hooks() {
+        return (hooks.relax)();
+    }
     if STEPPED.load(Ordering::Relaxed) {
         clock::tick(100);
     } else {
