@@ -23,7 +23,7 @@ use super::lane::RECORDS;
 use super::trace::{Event, trace};
 use crate::config::{BOTTOM_HALVES, ONESHOT_RESERVED, ONESHOTS};
 use crate::sync::IndexStack;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 const PENDING: u32 = 1;
 const SCHEDULED: u32 = 2;
@@ -55,6 +55,7 @@ const FIRST_INTERNAL: usize = BOTTOM_HALVES + ONESHOTS;
 struct Body {
     callback: Callback,
     name: &'static str,
+    guard: Option<&'static ReentrancyGuard>,
 }
 
 struct Record {
@@ -67,6 +68,54 @@ struct Record {
 // SAFETY: `body` is written only by the one core that took the record's index from the free stack, before the word
 // says LIVE, and read only by the home core while PENDING is set, when nobody can free the record.
 unsafe impl Sync for Record {}
+
+/// Says whether a device's code is at work, so that it can refuse to be entered from itself: device, bottom half,
+/// access to a register, the same device again.
+///
+/// Bottom halves that were created with it set it while they run. One that fires while it is set already leaves
+/// [`Event::Reentered`] in the trace and runs nevertheless.
+#[derive(Default)]
+pub struct ReentrancyGuard(AtomicBool);
+
+impl ReentrancyGuard {
+    /// Nobody is at work.
+    pub const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// Whether somebody is at work.
+    pub fn is_engaged(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// At work until the answer is dropped; then it is as it was before.
+    pub fn engage(&'static self) -> Engaged {
+        Engaged {
+            guard: self,
+            before: self.0.swap(true, Ordering::Relaxed),
+        }
+    }
+}
+
+/// See [`ReentrancyGuard::engage`].
+#[must_use = "dropping it ends the engagement"]
+pub struct Engaged {
+    guard: &'static ReentrancyGuard,
+    before: bool,
+}
+
+impl Engaged {
+    /// Whether somebody was at work already.
+    pub fn is_nested(&self) -> bool {
+        self.before
+    }
+}
+
+impl Drop for Engaged {
+    fn drop(&mut self) {
+        self.guard.0.store(self.before, Ordering::Relaxed);
+    }
+}
 
 /// The bottom-half records of a context.
 pub(super) struct Records {
@@ -83,6 +132,7 @@ pub(super) enum Due {
     Call {
         callback: Callback,
         name: &'static str,
+        guard: Option<&'static ReentrancyGuard>,
         idle: bool,
     },
     /// One of the loop's own.
@@ -207,6 +257,7 @@ impl Records {
         Due::Call {
             callback: body.callback,
             name: body.name,
+            guard: body.guard,
             idle: old & IDLE != 0,
         }
     }
@@ -230,8 +281,33 @@ impl AioContext {
         name: &'static str,
         callback: Callback,
     ) -> Result<BottomHalf, AioError> {
+        self.create_bottom_half(Body {
+            callback,
+            name,
+            guard: None,
+        })
+    }
+
+    /// As [`bottom_half`](Self::bottom_half), with `guard` set while its callback runs (BH-12).
+    ///
+    /// # Errors
+    /// As `bottom_half`.
+    pub fn guarded_bottom_half(
+        &'static self,
+        name: &'static str,
+        callback: Callback,
+        guard: &'static ReentrancyGuard,
+    ) -> Result<BottomHalf, AioError> {
+        self.create_bottom_half(Body {
+            callback,
+            name,
+            guard: Some(guard),
+        })
+    }
+
+    fn create_bottom_half(&'static self, body: Body) -> Result<BottomHalf, AioError> {
         let index = self.records.free.take().ok_or(AioError::Exhausted)?;
-        let generation = self.records.create(index, Body { callback, name }, 0);
+        let generation = self.records.create(index, body, 0);
         Ok(BottomHalf {
             context: self,
             index: index as u16,
@@ -282,7 +358,11 @@ impl AioContext {
                 .ok_or(AioError::Exhausted)?;
         self.records.create(
             index,
-            Body { callback, name },
+            Body {
+                callback,
+                name,
+                guard: None,
+            },
             ONESHOT | PENDING | SCHEDULED,
         );
         self.lanes.push(index);

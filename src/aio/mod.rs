@@ -8,6 +8,7 @@
 //! | `bottom_half` | [`BottomHalf`]: run soon, in a context |
 //! | `notifier` | [`EventNotifier`]: sticky bits set by interrupts and other cores, and their handlers |
 //! | `timer` | [`Timer`]: deadlines |
+//! | `clock` | what deadlines are times of: monotonic or wall [`Clock`] |
 //! | `adaptive` | look for work a while before sleeping |
 //! | `hook` | [`TurnHook`]: once at the end of a turn |
 //! | `coroutine`, `futures` | futures in static slots, and what they await |
@@ -26,6 +27,7 @@
 mod adaptive;
 mod bottom_half;
 mod callback;
+pub mod clock;
 mod context;
 mod coroutine;
 mod elsewhere;
@@ -43,8 +45,9 @@ mod wait;
 mod wait_list;
 mod watchdog;
 
-pub use bottom_half::BottomHalf;
+pub use bottom_half::{BottomHalf, Engaged, ReentrancyGuard};
 pub use callback::{AioError, Callback};
+pub use clock::Clock;
 pub use context::{AioContext, CONTEXTS, ContextGuard, ContextStats, context, main_context};
 pub use coroutine::{CoroutineHandle, coroutines_in_use, current_coroutine};
 pub use elsewhere::{WorkDone, WorkHandle, WorkResult, run_on};

@@ -306,11 +306,21 @@ impl AioContext {
                 Due::Call {
                     callback,
                     name,
+                    guard,
                     idle,
                 } => {
                     trace(Event::Run, item as u32, 0);
                     self.counters.bottom_halves.bump();
-                    self.call(callback, name);
+                    match guard {
+                        None => self.call(callback, name),
+                        Some(guard) => {
+                            let engaged = guard.engage();
+                            if engaged.is_nested() {
+                                trace(Event::Reentered, item as u32, 0);
+                            }
+                            self.call(callback, name);
+                        }
+                    }
                     progress |= !idle;
                 }
                 Due::Internal(which) => {

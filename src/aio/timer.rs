@@ -1,17 +1,18 @@
-//! Timers on the monotonic clock: a static pool and a binary heap by (deadline, order of arming).
+//! Timers: for each clock a static pool and a binary heap by (deadline, order of arming).
 //!
 //! A run samples the clock once and moves what is due to a list; then it calls that list's timers one after another.
 //! So a callback that re-arms for "now" waits for the next run whatever the clock's grain (TMR-7), equal deadlines
 //! fire in the order of arming (TMR-2), and a nested poll continues the outer run's list.
 //!
 //! The heap is under an interrupt-safe lock, so any core arms and cancels directly, in O(log n), and notifies the
-//! home core only when its timer became the first (TMR-3). 1,024 timers cost 72 KiB a context.
+//! home core only when its timer became the first (TMR-3). The lists run in the order of [`Clock`] (TMR-1).
 #![forbid(unsafe_code)]
 
 use super::callback::{AioError, Callback};
+use super::clock::{self, Clock};
 use super::context::AioContext;
 use super::trace::{self, Event, trace};
-use crate::config::TIMERS;
+use crate::config::{HOST_TIMERS, TIMERS};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{IndexStack, IrqLock};
 
@@ -19,7 +20,7 @@ use crate::sync::{IndexStack, IrqLock};
 const NOWHERE: u16 = 0;
 /// `place` of a timer in the due list.
 const DUE: u16 = u16::MAX;
-const _: () = assert!(TIMERS < DUE as usize);
+const _: () = assert!(TIMERS < DUE as usize && HOST_TIMERS <= TIMERS);
 /// Timers moved while interrupts are masked.
 const PIECE: usize = 32;
 
@@ -36,9 +37,9 @@ struct Record {
     previous: u16,
 }
 
-struct Queue {
-    records: [Record; TIMERS],
-    heap: [u16; TIMERS],
+struct Queue<const N: usize> {
+    records: [Record; N],
+    heap: [u16; N],
     len: usize,
     sequence: u64,
     /// Ends of the due list, plus one.
@@ -56,7 +57,7 @@ const EMPTY: Record = Record {
     previous: 0,
 };
 
-impl Queue {
+impl<const N: usize> Queue<N> {
     fn key(&self, position: usize) -> (u64, u64) {
         let record = &self.records[self.heap[position] as usize];
         (record.deadline_ns, record.sequence)
@@ -179,20 +180,20 @@ impl Queue {
     }
 }
 
-/// The timers of a context.
-pub(super) struct Timers {
-    queue: IrqLock<Queue>,
+/// The timers of a context on one clock.
+struct List<const N: usize> {
+    queue: IrqLock<Queue<N>>,
     /// [`Queue::earliest`] plus one (0: nothing armed), for the loop to look at without the lock.
     earliest: AtomicU64,
-    free: IndexStack<TIMERS>,
+    free: IndexStack<N>,
 }
 
-impl Timers {
-    pub(super) const fn new() -> Self {
+impl<const N: usize> List<N> {
+    const fn new() -> Self {
         Self {
             queue: IrqLock::new(Queue {
-                records: [EMPTY; TIMERS],
-                heap: [0; TIMERS],
+                records: [EMPTY; N],
+                heap: [0; N],
                 len: 0,
                 sequence: 0,
                 due_head: 0,
@@ -206,12 +207,12 @@ impl Timers {
     /// The earliest deadline; `u64::MAX` when no timer is armed. A plain load. A change after the look is safe,
     /// because arming an earlier timer notifies (TMR-9).
     #[inline]
-    pub(super) fn earliest(&self) -> u64 {
+    fn earliest(&self) -> u64 {
         self.earliest.load(Ordering::Relaxed).wrapping_sub(1)
     }
 
     /// Lets `f` change the queue and publishes the earliest deadline.
-    fn change<R>(&self, f: impl FnOnce(&mut Queue) -> R) -> R {
+    fn change<R>(&self, f: impl FnOnce(&mut Queue<N>) -> R) -> R {
         let mut queue = self.queue.lock();
         let result = f(&mut queue);
         self.earliest
@@ -219,53 +220,85 @@ impl Timers {
         result
     }
 
-    pub(super) fn in_use(&self) -> usize {
-        self.free.in_use()
-    }
-
-    /// How many timers are armed.
-    pub(super) fn armed(&self) -> usize {
-        self.queue.lock().len
-    }
-}
-
-impl AioContext {
-    /// A timer that calls `callback` in this context. Any core.
-    ///
-    /// # Errors
-    /// [`AioError::Exhausted`] when the context has [`TIMERS`] already.
-    pub fn timer(&'static self, name: &'static str, callback: Callback) -> Result<Timer, AioError> {
-        let index = self.timers.free.take().ok_or(AioError::Exhausted)?;
-        let mut queue = self.timers.queue.lock();
+    fn create(&self, callback: Callback, name: &'static str) -> Option<(usize, u32)> {
+        let index = self.free.take()?;
+        let mut queue = self.queue.lock();
         let record = &mut queue.records[index];
         record.body = Some((callback, name));
-        Ok(Timer {
-            context: self,
-            index: index as u16,
-            generation: record.generation,
+        Some((index, record.generation))
+    }
+
+    /// `Some(true)` when the timer became the first; `None` when the handle is stale.
+    fn arm(
+        &self,
+        index: usize,
+        generation: u32,
+        deadline_ns: u64,
+        only_earlier: bool,
+    ) -> Option<bool> {
+        self.change(|queue| {
+            if !queue.is_live(index, generation) {
+                return None;
+            }
+            let record = &queue.records[index];
+            if only_earlier && record.place != NOWHERE && record.deadline_ns <= deadline_ns {
+                return Some(false);
+            }
+            queue.remove(index);
+            queue.insert(index, deadline_ns);
+            Some(queue.heap[0] as usize == index)
         })
     }
 
-    /// Fires what is due; returns whether a callback ran. Home core only.
+    fn cancel(&self, index: usize, generation: u32) {
+        self.change(|queue| {
+            if queue.is_live(index, generation) {
+                queue.remove(index);
+            }
+        });
+    }
+
+    fn deadline_ns(&self, index: usize, generation: u32) -> Option<u64> {
+        let queue = self.queue.lock();
+        let record = &queue.records[index];
+        (queue.is_live(index, generation) && record.place != NOWHERE).then_some(record.deadline_ns)
+    }
+
+    fn delete(&self, index: usize, generation: u32) -> Result<(), AioError> {
+        let mut queue = self.queue.lock();
+        if !queue.is_live(index, generation) {
+            return Err(AioError::Stale);
+        }
+        if queue.records[index].place != NOWHERE {
+            return Err(AioError::Busy);
+        }
+        queue.records[index].body = None;
+        queue.records[index].generation = generation.wrapping_add(1);
+        drop(queue);
+        self.free.give_back(index);
+        Ok(())
+    }
+
+    /// Fires what is due in `context` when `clock` is read; returns whether a callback ran.
     #[inline]
-    pub(super) fn run_timers(&'static self) -> bool {
-        let earliest = self.timers.earliest();
+    fn run(&'static self, context: &'static AioContext, clock: impl FnOnce() -> u64) -> bool {
+        let earliest = self.earliest();
         if earliest == u64::MAX {
             return false;
         }
         // The one sample of the clock for this run (TMR-6).
-        let now = trace::clock();
+        let now = clock();
         if earliest > now {
             return false;
         }
         // In pieces; not more of them than there are timers for, should another core keep arming in the past.
-        for _ in 0..TIMERS.div_ceil(PIECE) {
-            if !self.timers.change(|queue| queue.collect(now)) {
+        for _ in 0..N.div_ceil(PIECE) {
+            if !self.change(|queue| queue.collect(now)) {
                 break;
             }
         }
         let mut progress = false;
-        while let Some((index, deadline, callback, name)) = self.timers.change(|queue| {
+        while let Some((index, deadline, callback, name)) = self.change(|queue| {
             let index = (queue.due_head as usize).checked_sub(1)?;
             // Not pending any more before it is called: the callback may re-arm or delete it.
             queue.remove(index);
@@ -274,11 +307,87 @@ impl AioContext {
             Some((index, record.deadline_ns, callback, name))
         }) {
             trace(Event::Timer, index as u32, deadline);
-            self.counters.timers.bump();
-            self.call(callback, name);
+            context.counters.timers.bump();
+            context.call(callback, name);
             progress = true;
         }
         progress
+    }
+}
+
+/// The timers of a context, a list a clock.
+pub(super) struct Timers {
+    realtime: List<TIMERS>,
+    host: List<HOST_TIMERS>,
+}
+
+impl Timers {
+    pub(super) const fn new() -> Self {
+        Self {
+            realtime: List::new(),
+            host: List::new(),
+        }
+    }
+
+    /// The earliest deadline of all clocks as a time of [`arch::now_ns`](crate::arch::now_ns); `u64::MAX` when no timer
+    /// is armed. Setting the wall clock notifies, so a change after the look is safe.
+    #[inline]
+    pub(super) fn earliest(&self) -> u64 {
+        let realtime = self.realtime.earliest();
+        match self.host.earliest() {
+            u64::MAX => realtime,
+            host => realtime.min(clock::monotonic_of(host)),
+        }
+    }
+
+    pub(super) fn in_use(&self) -> usize {
+        self.realtime.free.in_use() + self.host.free.in_use()
+    }
+
+    /// How many timers are armed.
+    pub(super) fn armed(&self) -> usize {
+        self.realtime.queue.lock().len + self.host.queue.lock().len
+    }
+}
+
+impl AioContext {
+    /// A timer on [`Clock::Realtime`] that calls `callback` in this context. Any core.
+    ///
+    /// # Errors
+    /// [`AioError::Exhausted`] when the context has [`TIMERS`] already.
+    pub fn timer(&'static self, name: &'static str, callback: Callback) -> Result<Timer, AioError> {
+        self.timer_on(Clock::Realtime, name, callback)
+    }
+
+    /// A timer on `clock` that calls `callback` in this context. Any core.
+    ///
+    /// # Errors
+    /// [`AioError::Exhausted`] when the context has [`TIMERS`] (of [`Clock::Host`]: [`HOST_TIMERS`]) already.
+    pub fn timer_on(
+        &'static self,
+        clock: Clock,
+        name: &'static str,
+        callback: Callback,
+    ) -> Result<Timer, AioError> {
+        let created = match clock {
+            Clock::Realtime => self.timers.realtime.create(callback, name),
+            Clock::Host => self.timers.host.create(callback, name),
+        };
+        let (index, generation) = created.ok_or(AioError::Exhausted)?;
+        Ok(Timer {
+            context: self,
+            index: index as u16,
+            clock,
+            generation,
+        })
+    }
+
+    /// Fires what is due, clock by clock; returns whether a callback ran. Home core only.
+    #[inline]
+    pub(super) fn run_timers(&'static self) -> bool {
+        let realtime = self.timers.realtime.run(self, trace::clock);
+        let host = self.timers.host.run(self, clock::host_now_ns);
+        realtime | host
     }
 }
 
@@ -287,11 +396,13 @@ impl AioContext {
 pub struct Timer {
     context: &'static AioContext,
     index: u16,
+    clock: Clock,
     generation: u32,
 }
 
 impl Timer {
-    /// Arms it, or arms it anew, for `deadline_ns` of [`arch::now_ns`](crate::arch::now_ns); a deadline that has
+    /// Arms it, or arms it anew, for `deadline_ns` of its clock, [`arch::now_ns`](crate::arch::now_ns) or
+    /// [`host_now_ns`](clock::host_now_ns); a deadline that has
     /// passed fires in the next poll. Any core, interrupt handlers too. False when it was refused:
     /// [`try_arm_at`](Self::try_arm_at) says why.
     pub fn arm_at(&self, deadline_ns: u64) -> bool {
@@ -325,19 +436,17 @@ impl Timer {
         }
         // The last nanosecond stands for "never" in the loop's arithmetic.
         let deadline_ns = deadline_ns.min(u64::MAX - 1);
-        let index = self.index as usize;
-        let first = self.context.timers.change(|queue| {
-            if !queue.is_live(index, self.generation) {
-                return None;
+        let (timers, index) = (&self.context.timers, self.index as usize);
+        let first = match self.clock {
+            Clock::Realtime => {
+                timers
+                    .realtime
+                    .arm(index, self.generation, deadline_ns, only_earlier)
             }
-            let record = &queue.records[index];
-            if only_earlier && record.place != NOWHERE && record.deadline_ns <= deadline_ns {
-                return Some(false);
-            }
-            queue.remove(index);
-            queue.insert(index, deadline_ns);
-            Some(queue.heap[0] == self.index)
-        });
+            Clock::Host => timers
+                .host
+                .arm(index, self.generation, deadline_ns, only_earlier),
+        };
         if first == Some(true) {
             // The queue was changed under its lock before this, so a loop that has computed its deadline without
             // this timer sees the notification, and one that computes it later sees the timer.
@@ -348,11 +457,11 @@ impl Timer {
 
     /// Disarms it; idempotent. Does not wait for a callback that runs already on the home core (TMR-4).
     pub fn cancel(&self) {
-        self.context.timers.change(|queue| {
-            if queue.is_live(self.index as usize, self.generation) {
-                queue.remove(self.index as usize);
-            }
-        });
+        let (timers, index) = (&self.context.timers, self.index as usize);
+        match self.clock {
+            Clock::Realtime => timers.realtime.cancel(index, self.generation),
+            Clock::Host => timers.host.cancel(index, self.generation),
+        }
     }
 
     /// Whether it is armed.
@@ -362,10 +471,11 @@ impl Timer {
 
     /// What it is armed for.
     pub fn deadline_ns(&self) -> Option<u64> {
-        let queue = self.context.timers.queue.lock();
-        let record = &queue.records[self.index as usize];
-        (queue.is_live(self.index as usize, self.generation) && record.place != NOWHERE)
-            .then_some(record.deadline_ns)
+        let (timers, index) = (&self.context.timers, self.index as usize);
+        match self.clock {
+            Clock::Realtime => timers.realtime.deadline_ns(index, self.generation),
+            Clock::Host => timers.host.deadline_ns(index, self.generation),
+        }
     }
 
     /// Frees the record. Legal inside its own callback. All copies of the handle are stale from now on.
@@ -373,19 +483,16 @@ impl Timer {
     /// # Errors
     /// [`AioError::Busy`] while it is armed, [`AioError::Stale`] when it was deleted before.
     pub fn delete(self) -> Result<(), AioError> {
-        let index = self.index as usize;
-        let mut queue = self.context.timers.queue.lock();
-        if !queue.is_live(index, self.generation) {
-            return Err(AioError::Stale);
+        let (timers, index) = (&self.context.timers, self.index as usize);
+        match self.clock {
+            Clock::Realtime => timers.realtime.delete(index, self.generation),
+            Clock::Host => timers.host.delete(index, self.generation),
         }
-        if queue.records[index].place != NOWHERE {
-            return Err(AioError::Busy);
-        }
-        queue.records[index].body = None;
-        queue.records[index].generation = self.generation.wrapping_add(1);
-        drop(queue);
-        self.context.timers.free.give_back(index);
-        Ok(())
+    }
+
+    /// The clock that it follows.
+    pub fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// The context that it fires in.

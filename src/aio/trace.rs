@@ -43,9 +43,11 @@ pub enum Event {
     Complete,
     /// An error that has a log line; a: a code; b: detail.
     Error,
+    /// A bottom half fired while its guard was engaged; a: its index.
+    Reentered,
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "?",
     "schedule",
     "run",
@@ -61,6 +63,7 @@ const NAMES: [&str; 15] = [
     "submit",
     "complete",
     "error",
+    "reentered",
 ];
 
 struct Record {

@@ -279,7 +279,11 @@ fn read_clock(machine: &MachineInfo) {
         .and_then(|region| region.into_pointer())
         .and_then(|registers| rtc::Rtc::new(registers).seconds());
     match seconds {
-        Some(seconds) => kept::set_wall(seconds),
+        Some(seconds) => {
+            kept::set_wall(seconds);
+            let wall_ns = seconds.saturating_mul(1_000_000_000);
+            aio::clock::set_host_offset(wall_ns.saturating_sub(arch::now_ns()));
+        }
         None => warn!("clock: no wall time"),
     }
 }

@@ -8,6 +8,7 @@ mod adp;
 mod bad_use;
 mod batch;
 mod bh;
+mod clocks;
 mod co;
 mod co_locks;
 mod cs;
