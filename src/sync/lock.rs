@@ -110,6 +110,14 @@ impl ContextLock {
         let _ = core;
     }
 
+    /// A free lock whose next ticket is `ticket`: for tests of what happens when tickets wrap.
+    pub fn starting_at(ticket: u32) -> Self {
+        let lock = Self::new();
+        lock.head.store(ticket, Ordering::Relaxed);
+        lock.tail.store(ticket, Ordering::Relaxed);
+        lock
+    }
+
     /// Takes one level; waits, in order of arrival, while another core has it.
     ///
     /// # Panics

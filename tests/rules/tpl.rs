@@ -112,3 +112,133 @@ fn tpl_2_what_the_work_wrote_is_seen_by_who_sees_it_finished() {
     aio::stop(io);
     looping.join().unwrap();
 }
+
+static IGNORED: fn(usize, WorkResult) = |_, _| ();
+
+#[test]
+#[should_panic(expected = "from a core that has a context")]
+fn tpl_1_sent_from_a_core_with_a_context() {
+    let (_machine, ctx) = stepped(1);
+    let _ = aio::run_on(ctx, call(|_| ()), &IGNORED, 0);
+}
+
+#[test]
+fn tpl_2_finished_only_after_it_has_run() {
+    let (_core, ctx) = single();
+    let handle: &'static std::sync::OnceLock<aio::WorkHandle> = leak(std::sync::OnceLock::new());
+    let ran = count();
+    let work = call(move |_| {
+        let handle = handle.get().unwrap();
+        assert!(!handle.is_finished() && !handle.is_over(), "while it runs");
+        assert!(!handle.cancel(), "it has begun");
+        add(ran);
+    });
+    let sent = aio::run_on(ctx, work, &IGNORED, 0).unwrap();
+    assert!(handle.set(sent).is_ok());
+    while ctx.poll(false) {}
+    assert!(sent.is_finished() && sent.is_over() && get(ran) == 1);
+}
+
+#[test]
+fn tpl_4_5_first_in_first_out_and_never_inside_the_call() {
+    let (_machine, main) = stepped(2);
+    let io = attach(1, "io");
+    let _zero = host::enter_core(0);
+    let (ran, done) = (log(), log());
+    let completion: aio::WorkDone = leak(move |n: usize, _: WorkResult| done.push(n));
+    for n in 0..5 {
+        aio::run_on(io, call(move |_| ran.push(n)), completion, n).unwrap();
+    }
+    assert_eq!(ran.take(), []);
+    {
+        let _one = host::enter_core(1);
+        while io.poll(false) {}
+    }
+    assert_eq!((ran.take(), done.take()), (vec![0, 1, 2, 3, 4], vec![]));
+    while main.poll(false) {}
+    assert_eq!(done.take(), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn tpl_6_cancelled_while_queued_completes_as_cancelled() {
+    let (_machine, main) = stepped(2);
+    let io = attach(1, "io");
+    let _zero = host::enter_core(0);
+    let done = log();
+    let completion: aio::WorkDone = leak(move |n: usize, result: WorkResult| {
+        done.push(
+            n + if result == WorkResult::Cancelled {
+                10
+            } else {
+                0
+            },
+        );
+    });
+    let ran = count();
+    let send = |n| aio::run_on(io, call(|_| add(ran)), completion, n).unwrap();
+    let (a, b) = (send(1), send(2));
+    assert!(b.cancel() && !b.cancel());
+    assert_eq!(done.take(), [], "not inside the cancel");
+    {
+        let _one = host::enter_core(1);
+        while io.poll(false) {}
+    }
+    assert!(!a.cancel(), "done: not cancellable");
+    while main.poll(false) {}
+    assert_eq!((done.take(), get(ran)), (vec![1, 12], 1));
+    assert!(a.is_over() && b.is_over());
+}
+
+#[test]
+fn tpl_10_a_coroutine_waits_for_work_elsewhere() {
+    let (_machine, main) = stepped(2);
+    let io = attach(1, "io");
+    let _zero = host::enter_core(0);
+    let cores = log();
+    main.spawn("asks", async move {
+        let me: &'static aio::CoroutineHandle = leak(aio::current_coroutine().unwrap());
+        let completion: aio::WorkDone = leak(move |_: usize, _: WorkResult| {
+            me.wake();
+        });
+        let work = call(move |_| cores.push(arch::current_core().unwrap()));
+        let handle = aio::run_on(io, work, completion, 0).unwrap();
+        while !handle.is_over() {
+            aio::suspend().await;
+        }
+        cores.push(arch::current_core().unwrap());
+    })
+    .unwrap();
+    while main.poll(false) {}
+    assert_eq!(cores.take(), []);
+    {
+        let _one = host::enter_core(1);
+        while io.poll(false) {}
+    }
+    while main.poll(false) {}
+    assert_eq!(cores.take(), [1, 0]);
+}
+
+#[test]
+fn tpl_8_11_full_is_an_error_and_nothing_is_dropped() {
+    let (_machine, main) = stepped(2);
+    let io = attach(1, "io");
+    let _zero = host::enter_core(0);
+    let ran = count();
+    for round in 1..=3 {
+        let mut sent = 0;
+        while aio::run_on(io, call(|_| add(ran)), &IGNORED, 0).is_ok() {
+            sent += 1;
+        }
+        assert_eq!(sent, ironthread::config::ELSEWHERE);
+        {
+            let _one = host::enter_core(1);
+            while io.poll(false) {}
+        }
+        while main.poll(false) {}
+        assert_eq!(
+            get(ran),
+            round * sent,
+            "all ran, and their records are free again"
+        );
+    }
+}
