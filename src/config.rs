@@ -1,40 +1,41 @@
 //! Every capacity of the firmware, with the arithmetic that led to it.
 //!
 //! Two profiles: the default one fits the 32 MiB row of the budget table, feature `small` the 8 MiB row.
+//! Models (`--cfg loom`) have few of everything: their number of executions grows with it.
 #![forbid(unsafe_code)]
 
 /// Cores, and so contexts, that the firmware can run (QEMU `virt` with GICv2 has 8).
-pub const MAX_CORES: usize = 8;
+pub const MAX_CORES: usize = if cfg!(loom) { 3 } else { 8 };
 
 /// Bottom halves per context, one-shot records and coroutines not counted.
-pub const BOTTOM_HALVES: usize = 128;
+pub const BOTTOM_HALVES: usize = if cfg!(loom) { 2 } else { 128 };
 
 /// One-shot bottom-half records per context; the last `ONESHOT_RESERVED` serve only stop and drain.
-pub const ONESHOTS: usize = 64;
+pub const ONESHOTS: usize = if cfg!(loom) { 6 } else { 64 };
 
 /// One-shot records kept back for stop and drain, so that neither fails when the pool is empty.
 pub const ONESHOT_RESERVED: usize = 4;
 
 /// Registered event notifiers per context.
-pub const HANDLERS: usize = 128;
+pub const HANDLERS: usize = if cfg!(loom) { 2 } else { 128 };
 
 /// Timers per context on the monotonic clock, 76 bytes each with its places in the heap and the free list: 76 KiB.
-pub const TIMERS: usize = 1024;
+pub const TIMERS: usize = if cfg!(loom) { 2 } else { 1024 };
 
 /// Timers per context on the wall clock: 1.2 KiB.
-pub const HOST_TIMERS: usize = 16;
+pub const HOST_TIMERS: usize = if cfg!(loom) { 2 } else { 16 };
 
 /// Coroutine slots per context.
-pub const COROUTINES: usize = 16;
+pub const COROUTINES: usize = if cfg!(loom) { 1 } else { 16 };
 
 /// Largest future, in bytes, that fits a coroutine slot.
 pub const COROUTINE_BYTES: usize = 1024;
 
 /// Turn hooks per context: things done once at the end of a turn of the loop (bits of one word).
-pub const TURN_HOOKS: usize = 32;
+pub const TURN_HOOKS: usize = if cfg!(loom) { 1 } else { 32 };
 
 /// Pieces of work that can be on their way to another context at once, over all contexts.
-pub const ELSEWHERE: usize = 64;
+pub const ELSEWHERE: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// Block nodes in the arena.
 pub const NODES: usize = 64;

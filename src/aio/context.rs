@@ -320,8 +320,9 @@ impl AioContext {
     /// Makes the loop look at everything again: ends its wait, now or when it next begins one. Any core, interrupt
     /// handlers too. On its own it is no progress (NFY-8).
     pub fn notify(&self) {
-        // Publishes what the caller wrote before; the loop's accepting exchange reads it.
-        self.notified.store(true, Ordering::Release);
+        // Publishes what the caller wrote before; the loop's accepting exchange reads it. An exchange, not a store: a
+        // store would end the release sequence of a notification that is not accepted yet, and its sender's work with it.
+        self.notified.swap(true, Ordering::Release);
         // NFY-1: our store of `notified` before our look at `notify_me`, against the loop's store of `notify_me`
         // before its look at `notified`: at least one of us sees the other.
         fence(Ordering::SeqCst);
@@ -349,7 +350,7 @@ impl AioContext {
         if !self.is_home() {
             self.notify();
         } else if arch::in_interrupt() {
-            self.notified.store(true, Ordering::Release);
+            self.notified.swap(true, Ordering::Release);
         }
     }
 

@@ -217,3 +217,37 @@ impl Lanes {
         })
     }
 }
+
+/// The lanes alone, for `tests/models`.
+#[cfg(loom)]
+pub mod model {
+    use super::Lanes;
+
+    /// All lanes of a context, without the context.
+    pub struct LaneModel(Lanes);
+
+    impl LaneModel {
+        /// Nothing queued.
+        #[expect(clippy::new_without_default, reason = "made in statics")]
+        pub const fn new() -> Self {
+            Self(Lanes::new())
+        }
+
+        /// Queues `item`.
+        pub fn push(&self, item: usize) {
+            self.0.push(item);
+        }
+
+        /// Takes one batch off the lanes and calls `f` with each item; false when there was none.
+        pub fn batch(&self, mut f: impl FnMut(usize)) -> bool {
+            let Some(depth) = self.0.begin_batch() else {
+                return false;
+            };
+            while let Some(item) = self.0.next() {
+                f(item);
+            }
+            self.0.end_batch(depth);
+            true
+        }
+    }
+}

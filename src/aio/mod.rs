@@ -55,6 +55,8 @@ pub use event::{Event, Wait, WaitQueue};
 pub use futures::{Sleep, TimedOut, reschedule_self, sleep_until, suspend, timeout, yield_now};
 pub use hook::TurnHook;
 pub use iothread::{is_running, run_loop, stop};
+#[cfg(loom)]
+pub use lane::model::LaneModel;
 pub use mutex::{Lock, Mutex, MutexGuard};
 pub use notifier::{EventNotifier, Handler, PollCheck};
 pub use timer::Timer;

@@ -39,7 +39,8 @@ impl EventNotifier {
     /// Sets it. Any core, interrupt handlers too; never blocks (EN-1).
     #[inline]
     pub fn set(&self) {
-        self.set.store(true, Ordering::Release);
+        // An exchange, so that one clear takes over from every setter before it, not only from the last.
+        self.set.swap(true, Ordering::Release);
         // Pairs with the fence in `register`: either we see the registration here, or it sees the set bit.
         fence(Ordering::SeqCst);
         if let Some(context) = self.context.get() {

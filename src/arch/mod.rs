@@ -1,6 +1,6 @@
 //! The core we run on, under the same names for every target: core id, interrupt mask, wait, kick, clock.
 //!
-//! On the metal these come from `aarch64`, on the host from `host`, where a core is a thread.
+//! On the metal these come from `aarch64`, on the host from `host`, where a core is a thread (under loom, from `model`).
 mod barrier;
 pub mod mmio;
 
@@ -14,7 +14,10 @@ pub use aarch64::{
     now_ns, relax, wait,
 };
 
-#[cfg(not(target_os = "none"))]
+#[cfg(all(not(target_os = "none"), not(loom)))]
+pub mod host;
+#[cfg(loom)]
+#[path = "model.rs"]
 pub mod host;
 #[cfg(not(target_os = "none"))]
 pub use host::{

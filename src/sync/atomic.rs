@@ -11,7 +11,9 @@ pub use core::sync::atomic::{
 };
 
 #[cfg(loom)]
-pub use loom::sync::atomic::{
+pub mod model;
+#[cfg(loom)]
+pub use model::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 

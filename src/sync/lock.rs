@@ -31,7 +31,13 @@ use crate::arch::{self, CoreId};
 use crate::config::MAX_CORES;
 
 /// Turns that the next waiter spins before it sleeps.
-const SPINS: u32 = if cfg!(preempt) { 2 } else { 300 };
+const SPINS: u32 = if cfg!(loom) {
+    1
+} else if cfg!(preempt) {
+    2
+} else {
+    300
+};
 
 /// One slot a ticket that can be outstanding at once: a core has at most one.
 const SLOTS: usize = MAX_CORES.next_power_of_two();
