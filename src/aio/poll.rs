@@ -102,8 +102,13 @@ impl AioContext {
 
     /// Waits until there may be work; `Some` when adaptive polling is on and it waited at all.
     fn wait_for_work(&'static self) -> Option<Waited> {
+        let turns = self.counters.turns.get();
         // What was asked for at the end of the turn happens before any wait, a nested poll's too.
         self.run_hooks();
+        if self.counters.turns.get() != turns {
+            // It polled, and that turn may have taken the wake-up that our caller waits for (NFY-3).
+            return None;
+        }
         let mut deadline = self.next_deadline();
         if deadline == NOW || (deadline != NEVER && deadline <= trace::clock()) {
             return None;
@@ -116,7 +121,8 @@ impl AioContext {
         if !self.look_for_work(start, deadline) && !self.leave_poll_mode() {
             // A poll check, begin or end may have queued something.
             deadline = deadline.min(self.next_deadline());
-            if deadline != NOW {
+            // One that polled may have taken our caller's wake-up: see above.
+            if deadline != NOW && self.counters.turns.get() == turns {
                 self.sleep(deadline);
             }
         }

@@ -306,3 +306,20 @@ fn nfy_13_a_wait_that_ends_for_nothing_is_no_progress() {
     assert!(ctx.poll(true));
     assert_eq!(get(runs), 1);
 }
+
+#[test]
+fn nfy_3_a_turn_nested_in_a_blocking_one_leaves_it_awake() {
+    let (_core, ctx) = single();
+    let done = count();
+    // What the outer turn waits for happens in a turn inside it that does not block, and that accepts the wake-up.
+    let inner = call(move |_| {
+        ctx.notify();
+        ctx.schedule_oneshot("awaited", call(move |_| _ = add(done)))
+            .unwrap();
+        ctx.poll(false);
+    });
+    let hook = ctx.turn_hook("nested", inner).unwrap();
+    hook.arm();
+    ctx.poll(true);
+    assert_eq!((get(done), ctx.stats().sleeps), (1, 0));
+}
