@@ -2,7 +2,7 @@
 use ironthread::aio::BottomHalf;
 
 use crate::World;
-use crate::support::{Count, Log, Place, bottom_half, drain};
+use crate::support::{Count, Log, Place, bottom_half, drain, poll_here};
 
 static RUNS: [Count; 4] = [const { Count::new() }; 4];
 static HANDLES: [Place<BottomHalf>; 4] = [const { Place::new() }; 4];
@@ -187,9 +187,9 @@ pub fn nested_poll(w: &World) {
         ORDER.push(which);
         // Scheduled now, so in the nested batch, behind the rest of the outer one.
         HANDLES[3].get().schedule();
-        assert!(crate::support::poll_here(false));
+        assert!(poll_here(false));
         ORDER.push(10 + which);
-        assert!(!crate::support::poll_here(false));
+        assert!(!poll_here(false));
     }
     let first = bottom_half(w.main(), &polls, 0);
     let rest = [1, 2].map(|which| bottom_half(w.main(), &log, which));

@@ -10,11 +10,16 @@
 #![allow(clippy::new_without_default)]
 
 mod acquire;
+mod adaptive;
+mod basic;
 mod bh;
 mod coroutine;
 mod event;
+mod multi;
+mod pool;
 mod support;
 mod timer;
+mod wait;
 mod world;
 
 pub use world::{World, run, secondary, shutdown};
@@ -61,6 +66,28 @@ pub static CASES: &[Case] = &[
         2,
         coroutine::worker_thread_co_enter,
     ),
+    case("/nested-aio-poll", 2, event::nested_aio_poll),
+    case("/aio/multi/lifecycle", 2, multi::lifecycle),
+    case(
+        "/thread-pool/submit-no-complete",
+        2,
+        pool::submit_no_complete,
+    ),
+    case("/thread-pool/submit-aio", 2, pool::submit_aio),
+    case("/thread-pool/submit-co", 2, pool::submit_co),
+    case("/thread-pool/submit-many", 2, pool::submit_many),
+    case("/thread-pool/cancel", 3, pool::cancel),
+    case("/thread-pool/cancel-async", 3, pool::cancel_async),
+    case("/basic/in_coroutine", 1, basic::in_coroutine),
+    case("/basic/self", 1, basic::myself),
+    case("/basic/entered", 1, basic::entered),
+    case("/basic/yield", 1, basic::yields),
+    case("/basic/nesting", 1, basic::nesting),
+    case("/basic/lifecycle", 1, basic::lifecycle),
+    case("/basic/order", 1, basic::order),
+    case("/basic/no-dangling-access", 1, basic::no_dangling_access),
+    case("/ironthread/lock/fifo", 4, multi::lock_fifo),
+    case("/ironthread/lock/contended", 2, multi::lock_contended),
     case("/ironthread/bh/idle", 1, bh::idle),
     case(
         "/ironthread/bh/cancel-then-schedule",
@@ -69,4 +96,43 @@ pub static CASES: &[Case] = &[
     ),
     case("/ironthread/bh/delete-other", 1, bh::delete_other),
     case("/ironthread/bh/nested-poll", 1, bh::nested_poll),
+    case("/ironthread/event/remove-due", 1, event::remove_due),
+    case("/ironthread/event/replace-self", 1, event::replace_self),
+    case("/ironthread/notify/lost-wake-ups", 2, event::lost_wakeups),
+    case(
+        "/ironthread/timer/equal-deadlines",
+        1,
+        timer::equal_deadlines,
+    ),
+    case("/ironthread/timer/re-arm-now", 1, timer::rearm_now),
+    case("/ironthread/timer/delete-other", 1, timer::delete_other),
+    case(
+        "/ironthread/timer/arm-from-elsewhere",
+        2,
+        timer::arm_from_elsewhere,
+    ),
+    case(
+        "/ironthread/iothread/stop-races-start",
+        2,
+        multi::stop_races_start,
+    ),
+    case("/ironthread/iothread/stop-twice", 2, multi::stop_twice),
+    case(
+        "/ironthread/iothread/stop-after-work",
+        2,
+        multi::stop_after_work,
+    ),
+    case("/ironthread/adaptive/arithmetic", 2, adaptive::arithmetic),
+    case(
+        "/ironthread/wait/kick-without-waiter",
+        2,
+        wait::kick_without_waiter,
+    ),
+    case(
+        "/ironthread/wait/waiter-without-kick",
+        1,
+        wait::waiter_without_kick,
+    ),
+    case("/ironthread/wait/kick", 2, wait::kick),
+    case("/ironthread/wait/nested", 2, wait::nested),
 ];

@@ -19,16 +19,21 @@ fn now() -> &'static str {
     *NOW.lock().unwrap()
 }
 
-/// Says which case failed, where each core was, and ends.
+/// Says which case failed, and ends.
 fn fail(why: &str) -> ! {
+    println!("FAIL catalogue {}: {why}", now());
+    let _ = std::io::stdout().flush();
+    exit(1)
+}
+
+/// A lost wake-up shows as a case that hangs: says where each core was.
+fn hangs() -> ! {
     let mut text = String::new();
     for core in 0..config::MAX_CORES {
         let _ = aio::trace::dump(core, &mut text, 32);
     }
-    eprintln!("the last events of each core:\n{text}");
-    println!("FAIL catalogue {}: {why}", now());
-    let _ = std::io::stdout().flush();
-    exit(1)
+    println!("the last events of each core:\n{text}");
+    fail("hangs")
 }
 
 fn main() {
@@ -43,7 +48,7 @@ fn main() {
         loop {
             match watchdog.recv_timeout(limit) {
                 Ok(()) => {}
-                Err(RecvTimeoutError::Timeout) => fail("hangs"),
+                Err(RecvTimeoutError::Timeout) => hangs(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
