@@ -16,6 +16,7 @@ mod bh;
 mod coroutine;
 mod event;
 mod multi;
+mod mutex;
 mod pool;
 mod support;
 mod timer;
@@ -68,6 +69,8 @@ pub static CASES: &[Case] = &[
     ),
     case("/nested-aio-poll", 2, event::nested_aio_poll),
     case("/aio/multi/lifecycle", 2, multi::lifecycle),
+    case("/aio/multi/mutex/contended", 2, mutex::contended),
+    case("/aio/multi/mutex/handoff", 2, mutex::handoff),
     case(
         "/thread-pool/submit-no-complete",
         2,
@@ -86,6 +89,8 @@ pub static CASES: &[Case] = &[
     case("/basic/lifecycle", 1, basic::lifecycle),
     case("/basic/order", 1, basic::order),
     case("/basic/no-dangling-access", 1, basic::no_dangling_access),
+    case("/locking/co-mutex", 1, mutex::co_mutex),
+    case("/locking/co-mutex/lockable", 1, mutex::co_mutex_lockable),
     case("/ironthread/lock/fifo", 4, multi::lock_fifo),
     case("/ironthread/lock/contended", 2, multi::lock_contended),
     case("/ironthread/bh/idle", 1, bh::idle),

@@ -27,8 +27,8 @@ fn start(w: &World, core: usize) {
 pub fn lifecycle(w: &World) {
     static IDS: [Count; MAX_CORES] = [const { Count::new() }; MAX_CORES];
     for _ in 0..if w.long { 2_000 } else { 20 } {
-        for core in 1..w.cores() {
-            IDS[core].set(0);
+        for (core, id) in IDS.iter().enumerate().take(w.cores()).skip(1) {
+            id.set(0);
             let learn = Callback::new(
                 &|core| {
                     assert_eq!(arch::current_core(), Some(core));
@@ -37,7 +37,7 @@ pub fn lifecycle(w: &World) {
                 core,
             );
             aio::run_and_wait(w.io(core), learn).expect("a free record");
-            assert_eq!(IDS[core].get(), core);
+            assert_eq!(id.get(), core);
         }
         for core in 1..w.cores() {
             stop(w, core);
