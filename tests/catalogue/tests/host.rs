@@ -64,16 +64,21 @@ fn main() {
             })
         })
         .collect();
+    let mut passed = 0;
     catalogue::run(
         long,
         |case| {
             let _ = alive.send(());
             *NOW.lock().unwrap() = case.name;
         },
-        |case| println!("ok catalogue {}", case.name),
+        |case| {
+            println!("test catalogue {} ... ok", case.name);
+            passed += 1;
+        },
     );
     catalogue::shutdown();
     for core in cores {
         core.join().expect("a core ends");
     }
+    println!("test result: ok. {passed} passed; 0 failed");
 }
