@@ -94,35 +94,51 @@ fn body(f: impl FnOnce() + 'static) -> Body {
 
 static EVENT: EventNotifier = EventNotifier::new();
 
+const ROUNDS: usize = 6;
+
 fn notify() -> Vec<Body> {
     let context = attached(0);
-    let ready = Callback::new(
-        &|_| {
-            if EVENT.test_and_clear() {
-                add(2);
-            }
-        },
-        0,
-    );
+    let ready = |_| {
+        if EVENT.test_and_clear() {
+            add(0);
+        }
+    };
+    static READY: OnceLock<Box<dyn Fn(usize) + Send + Sync>> = OnceLock::new();
+    let ready: &'static (dyn Fn(usize) + Sync) = READY.get_or_init(|| Box::new(ready));
     context
-        .register(&EVENT, "event", ready, None)
+        .register(&EVENT, "event", Callback::new(ready, 0), None)
         .expect("a handler");
     vec![
         body(move || {
-            while get(0) == 0 || get(2) == 0 {
-                context.poll(true);
+            for round in 1..=ROUNDS {
+                while get(0) < round {
+                    context.poll(true);
+                }
+                add(1);
+                arch::kick(1);
             }
         }),
+        // One wake-up at a time, so that none covers for another.
         body(move || {
-            add(0);
-            context.notify();
+            for round in 1..=ROUNDS {
+                if round % 2 == 0 {
+                    EVENT.set();
+                } else {
+                    add(0);
+                    context.notify();
+                }
+                while get(1) < round {
+                    let masked = arch::irq_mask();
+                    arch::wait(None);
+                    arch::irq_restore(masked);
+                }
+            }
         }),
-        body(|| EVENT.set()),
     ]
 }
 
 fn notify_check() {
-    assert_eq!(get(2), 1, "the handler was called for one event");
+    assert_eq!((get(0), get(1)), (ROUNDS, ROUNDS));
 }
 
 // --- the context lock: register and sleep, three at it ---
