@@ -154,7 +154,7 @@ impl ContextStats {
 pub struct AioContext {
     name: Option<&'static str>,
     /// The home core plus one; 0 before `attach`.
-    home: AtomicUsize,
+    pub(super) home: AtomicUsize,
     pub(super) lock: ContextLock,
     pub(super) lanes: Lanes,
     pub(super) records: Records,

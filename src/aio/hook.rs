@@ -52,9 +52,13 @@ impl AioContext {
     /// Runs the hooks armed so far; one that arms itself again waits for the next turn.
     #[inline]
     pub(super) fn run_hooks(&'static self) {
-        if !self.hooks.any_armed() {
-            return;
+        if self.hooks.any_armed() {
+            self.run_armed_hooks();
         }
+    }
+
+    #[inline(never)]
+    fn run_armed_hooks(&'static self) {
         let mut armed = self.hooks.armed.swap(0, Ordering::Relaxed);
         while armed != 0 {
             let index = armed.trailing_zeros() as usize;

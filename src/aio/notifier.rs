@@ -143,7 +143,8 @@ impl Handlers {
         self.ready
             .iter()
             .chain(&self.polled)
-            .any(|word| word.load(Ordering::Relaxed) != 0)
+            .fold(0, |all, word| all | word.load(Ordering::Relaxed))
+            != 0
     }
 
     #[inline]

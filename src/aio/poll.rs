@@ -18,7 +18,7 @@ use super::coroutine;
 use super::lane::RECORDS;
 use super::notifier::{PollCheck, WORDS, bit};
 use super::trace::{self, Event, trace};
-use crate::arch;
+use crate::arch::{self, CoreId};
 use crate::sync::atomic::{Ordering, fence};
 
 /// How long an idle bottom half may wait, in ns (BH-5).
@@ -44,19 +44,19 @@ impl AioContext {
     /// # Panics
     /// On another core than its home, in an interrupt handler, and in a coroutine.
     pub fn poll(&'static self, blocking: bool) -> bool {
-        assert!(self.is_home(), "a context is polled on its home core only");
-        assert!(
-            !arch::in_interrupt(),
-            "a context was polled in an interrupt handler"
-        );
-        assert!(
-            !coroutine::is_running(),
-            "a context was polled in a coroutine"
-        );
-        self.lock.acquire_unmeasured();
+        let core = self.poller();
+        self.lock.acquire_for_loop(core);
         self.counters.turns.bump();
-        let waited = if blocking { self.wait_for_work() } else { None };
-        self.look_at_begun();
+        let waited = if blocking {
+            self.wait_for_work(core)
+        } else {
+            None
+        };
+        // From here on each phase is entered only when a plain load says that there is something in it, and lies out
+        // of line, so that an empty turn stays small.
+        if self.has_begun() {
+            self.look_at_begun();
+        }
         // Accept before looking at anything (NFY-3). The exchange reads the newest notification, and with it all
         // that its sender queued; one that comes later stays for the next turn.
         if self.notified.load(Ordering::Relaxed) {
@@ -65,12 +65,37 @@ impl AioContext {
                 self.adaptive.learn_own(waited.block_ns);
             }
         }
-        let mut progress = self.run_bottom_halves();
-        progress |= self.run_handlers(waited);
-        progress |= self.run_timers();
+        let mut progress = false;
+        if !self.lanes.is_quiet() {
+            progress = self.run_bottom_halves();
+        }
+        if self.handlers.any_ready() {
+            progress |= self.run_handlers(waited);
+        }
+        if self.timers.any_armed() {
+            progress |= self.run_timers();
+        }
         self.run_hooks();
-        self.lock.release_unmeasured();
+        self.lock.release_for_loop(core);
         progress
+    }
+
+    /// The current core, which may poll here.
+    #[inline]
+    fn poller(&self) -> CoreId {
+        let core = match arch::current_core() {
+            Some(core) if self.home.load(Ordering::Relaxed) == core + 1 => core,
+            _ => panic!("a context is polled on its home core only"),
+        };
+        assert!(
+            !arch::in_interrupt(),
+            "a context was polled in an interrupt handler"
+        );
+        assert!(
+            !coroutine::is_running(),
+            "a context was polled in a coroutine"
+        );
+        core
     }
 
     /// Until when there is nothing to do, as far as the loop itself can see. Notifications are not looked at.
@@ -101,7 +126,8 @@ impl AioContext {
     }
 
     /// Waits until there may be work; `Some` when adaptive polling is on and it waited at all.
-    fn wait_for_work(&'static self) -> Option<Waited> {
+    #[inline(never)]
+    fn wait_for_work(&'static self, core: CoreId) -> Option<Waited> {
         let turns = self.counters.turns.get();
         // What was asked for at the end of the turn happens before any wait, a nested poll's too.
         self.run_hooks();
@@ -114,7 +140,7 @@ impl AioContext {
             return None;
         }
         if !self.adaptive.enabled() && !self.has_begun() {
-            self.sleep(deadline);
+            self.sleep(core, deadline);
             return None;
         }
         let start = trace::clock();
@@ -123,7 +149,7 @@ impl AioContext {
             deadline = deadline.min(self.next_deadline());
             // One that polled may have taken our caller's wake-up: see above.
             if deadline != NOW && self.counters.turns.get() == turns {
-                self.sleep(deadline);
+                self.sleep(core, deadline);
             }
         }
         let until = trace::clock();
@@ -197,22 +223,21 @@ impl AioContext {
         found
     }
 
+    #[inline]
     fn has_begun(&self) -> bool {
         self.adaptive
             .begun
             .iter()
-            .any(|word| word.load(Ordering::Relaxed) != 0)
+            .fold(0, |all, word| all | word.load(Ordering::Relaxed))
+            != 0
     }
 
     /// Asks the sources in poll mode, whose notifications are off, in a turn that neither polled nor slept: a loop that
     /// always has something else to do would never hear of them. Only in every fourth such turn, because a busy loop
     /// polls between its batches anyway.
-    #[inline]
+    #[inline(never)]
     fn look_at_begun(&'static self) {
         const TURNS: u32 = 4;
-        if !self.has_begun() {
-            return;
-        }
         let unlooked = self.adaptive.unlooked.load(Ordering::Relaxed) + 1;
         if unlooked <= TURNS {
             self.adaptive.unlooked.store(unlooked, Ordering::Relaxed);
@@ -267,8 +292,8 @@ impl AioContext {
     }
 
     /// The real wait, with one level of the lock given back.
-    fn sleep(&self, deadline: u64) {
-        self.lock.release_unmeasured();
+    fn sleep(&self, core: CoreId, deadline: u64) {
+        self.lock.release_for_loop(core);
         let irq = arch::irq_mask();
         // Only this core writes it, so a plain store does (NFY-11).
         self.notify_me.store(
@@ -293,10 +318,11 @@ impl AioContext {
         );
         // The interrupt that ended the wait is handled here.
         arch::irq_restore(irq);
-        self.lock.acquire_unmeasured();
+        self.lock.acquire_for_loop(core);
     }
 
     /// Runs one batch: what was queued when it began, and before that what outer batches have left.
+    #[inline(never)]
     fn run_bottom_halves(&'static self) -> bool {
         let Some(depth) = self.lanes.begin_batch() else {
             return false;
@@ -353,11 +379,9 @@ impl AioContext {
     }
 
     /// Calls the handlers that are due, each readiness once, by the innermost poll that meets it (EN-10).
+    #[inline(never)]
     fn run_handlers(&'static self, waited: Option<Waited>) -> bool {
         let handlers = &self.handlers;
-        if !handlers.any_ready() {
-            return false;
-        }
         let pass = handlers.pass.load(Ordering::Relaxed).wrapping_add(1);
         handlers.pass.store(pass, Ordering::Relaxed);
         let mut progress = false;

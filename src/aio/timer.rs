@@ -329,6 +329,12 @@ impl Timers {
         }
     }
 
+    /// Whether a timer of any clock is armed or due. Plain loads.
+    #[inline]
+    pub(super) fn any_armed(&self) -> bool {
+        self.realtime.earliest() != u64::MAX || self.host.earliest() != u64::MAX
+    }
+
     /// The earliest deadline of all clocks as a time of [`arch::now_ns`](crate::arch::now_ns); `u64::MAX` when no timer
     /// is armed. Setting the wall clock notifies, so a change after the look is safe.
     #[inline]
@@ -383,7 +389,7 @@ impl AioContext {
     }
 
     /// Fires what is due, clock by clock; returns whether a callback ran. Home core only.
-    #[inline]
+    #[inline(never)]
     pub(super) fn run_timers(&'static self) -> bool {
         let realtime = self.timers.realtime.run(self, trace::clock);
         let host = self.timers.host.run(self, clock::host_now_ns);

@@ -45,33 +45,38 @@ const SLOTS: usize = MAX_CORES.next_power_of_two();
 /// `owner` of a free lock; else it is the core plus one. All zeros is a free lock, so statics lie in `.bss`.
 const NOBODY: usize = 0;
 
-/// Levels of any context lock that each core holds, to see that a callback gave back what it took.
-static HELD: CoreArray<AtomicU32> =
-    CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
+/// Levels of any context lock that each core holds, to see that a callback gave back what it took; in the high half
+/// how many of them the event loop took for itself while it dispatches. One word, so that the loop changes both at once.
+static HELD: CoreArray<AtomicU64> =
+    CoreArray::new([const { CachePadded::new(AtomicU64::new(0)) }; MAX_CORES]);
 
-/// Of these, the levels that the event loop took for itself while it dispatches.
-static LOOPS: CoreArray<AtomicU32> =
-    CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
+/// A level that a caller took.
+const LEVEL: u64 = 1;
+
+/// A level that the event loop took.
+const LOOP_LEVEL: u64 = LEVEL | 1 << 32;
 
 /// How many levels of context locks callers on the current core hold, beside those of the event loops that run there:
 /// what a callback took, or whoever called `poll` from outside.
 #[inline]
 pub fn caller_levels() -> u32 {
-    LOOPS
-        .mine()
-        .map_or(0, |loops| held_levels() - loops.load(Ordering::Relaxed))
+    HELD.mine().map_or(0, |held| {
+        let held = held.load(Ordering::Relaxed);
+        held as u32 - (held >> 32) as u32
+    })
 }
 
 /// How many levels of context locks the current core holds, over all contexts.
 #[inline]
 pub fn held_levels() -> u32 {
-    HELD.mine().map_or(0, |held| held.load(Ordering::Relaxed))
+    HELD.mine()
+        .map_or(0, |held| held.load(Ordering::Relaxed) as u32)
 }
 
 /// As [`held_levels`], for a caller that knows which core it is.
 #[inline]
 pub(crate) fn held_levels_of(core: CoreId) -> u32 {
-    HELD.get(core).load(Ordering::Relaxed)
+    HELD.get(core).load(Ordering::Relaxed) as u32
 }
 
 /// A recursive FIFO lock between cores.
@@ -132,31 +137,27 @@ impl ContextLock {
     #[cfg_attr(debug_assertions, track_caller)]
     pub fn acquire(&self) {
         let core = self.caller();
-        if self.enter(core) {
+        if self.enter(core, LEVEL) {
             self.since_ns
                 .store(arch::now_ns().max(1), Ordering::Relaxed);
         }
     }
 
-    /// As [`acquire`](Self::acquire), for the event loop's own level: its held time is not measured, because reading
-    /// the clock twice a turn would cost more than the lock.
+    /// As [`acquire`](Self::acquire), for the level of the event loop on `core`, the current one, which has seen that
+    /// it is in no interrupt handler. Its held time is not measured, because reading the clock twice a turn would cost
+    /// more than the lock.
     #[inline]
     #[cfg_attr(debug_assertions, track_caller)]
-    pub(crate) fn acquire_unmeasured(&self) {
-        let core = self.caller();
-        if self.enter(core) {
+    pub(crate) fn acquire_for_loop(&self, core: CoreId) {
+        if self.enter(core, LOOP_LEVEL) {
             self.since_ns.store(0, Ordering::Relaxed);
         }
-        let loops = LOOPS.get(core);
-        loops.store(loops.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// Gives back what [`acquire_unmeasured`](Self::acquire_unmeasured) took.
+    /// Gives back what [`acquire_for_loop`](Self::acquire_for_loop) took.
     #[inline]
-    pub(crate) fn release_unmeasured(&self) {
-        let loops = LOOPS.get(self.caller());
-        loops.store(loops.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-        self.release();
+    pub(crate) fn release_for_loop(&self, core: CoreId) {
+        self.leave(core, LOOP_LEVEL);
     }
 
     /// Takes one level if nobody else holds or waits for the lock. It never waits, so any order is right.
@@ -164,7 +165,7 @@ impl ContextLock {
     pub fn try_acquire(&self) -> bool {
         let core = self.caller();
         if self.owner.load(Ordering::Relaxed) == core + 1 {
-            self.deepen(core);
+            self.deepen(core, LEVEL);
             return true;
         }
         let ticket = self.head.load(Ordering::Relaxed);
@@ -183,7 +184,7 @@ impl ContextLock {
         // Ours is the ticket being served. The acquire below pairs with the release of `head` by the last holder.
         let served = self.head.load(Ordering::Acquire);
         debug_assert_eq!(served, ticket);
-        self.take(core);
+        self.take(core, LEVEL);
         self.since_ns
             .store(arch::now_ns().max(1), Ordering::Relaxed);
         true
@@ -195,13 +196,18 @@ impl ContextLock {
     /// On a core that does not hold it.
     pub fn release(&self) {
         let core = arch::current_core().expect("a context lock is released by cores only");
+        self.leave(core, LEVEL);
+    }
+
+    #[inline]
+    fn leave(&self, core: CoreId, level: u64) {
         assert_eq!(
             self.owner.load(Ordering::Relaxed),
             core + 1,
             "a context lock was released by core {core}, which does not hold it"
         );
         let held = HELD.get(core);
-        held.store(held.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        held.store(held.load(Ordering::Relaxed) - level, Ordering::Relaxed);
         let depth = self.depth.load(Ordering::Relaxed) - 1;
         self.depth.store(depth, Ordering::Relaxed);
         if depth > 0 {
@@ -269,11 +275,11 @@ impl ContextLock {
     /// Takes one level; true when it is the outermost.
     #[inline]
     #[cfg_attr(debug_assertions, track_caller)]
-    fn enter(&self, core: CoreId) -> bool {
+    fn enter(&self, core: CoreId, level: u64) -> bool {
         // Nobody but this core ever writes this core's id here, so the answer cannot change meanwhile. Recursion
         // takes no ticket: it never queues behind waiters (LCK-3).
         if self.owner.load(Ordering::Relaxed) == core + 1 {
-            self.deepen(core);
+            self.deepen(core, level);
             return false;
         }
         #[cfg(all(debug_assertions, not(loom)))]
@@ -282,27 +288,27 @@ impl ContextLock {
         if self.head.load(Ordering::Acquire) != ticket {
             self.wait_for(ticket, core);
         }
-        self.take(core);
+        self.take(core, level);
         true
     }
 
     #[inline]
     #[cfg_attr(debug_assertions, track_caller)]
-    fn take(&self, core: CoreId) {
+    fn take(&self, core: CoreId, level: u64) {
         debug_assert_eq!(self.depth.load(Ordering::Relaxed), 0);
         self.owner.store(core + 1, Ordering::Relaxed);
         #[cfg(all(debug_assertions, not(loom)))]
         self.rank.taken(core, Location::caller());
-        self.deepen(core);
+        self.deepen(core, level);
     }
 
     #[inline]
-    fn deepen(&self, core: CoreId) {
+    fn deepen(&self, core: CoreId, level: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         assert!(depth < u32::MAX, "a context lock was taken too deep");
         self.depth.store(depth + 1, Ordering::Relaxed);
         let held = HELD.get(core);
-        held.store(held.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        held.store(held.load(Ordering::Relaxed) + level, Ordering::Relaxed);
     }
 
     #[cold]
