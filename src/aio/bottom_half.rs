@@ -20,7 +20,8 @@ use core::mem::MaybeUninit;
 use super::callback::{AioError, Callback};
 use super::context::AioContext;
 use super::lane::RECORDS;
-use super::trace::{Event, trace};
+use super::trace::{Event, trace_on};
+use crate::arch;
 use crate::config::{BOTTOM_HALVES, ONESHOT_RESERVED, ONESHOTS};
 use crate::sync::IndexStack;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -262,6 +263,7 @@ impl Records {
         }
     }
 
+    #[inline(never)]
     fn give_back(&self, index: usize) {
         if index >= FIRST_ONESHOT {
             self.free_oneshots.give_back(index - FIRST_ONESHOT);
@@ -443,12 +445,15 @@ impl BottomHalf {
         else {
             return false;
         };
+        let sender = arch::current_core();
         if old & PENDING == 0 {
-            self.context.lanes.push(self.index as usize);
+            self.context.lanes.push_from(sender, self.index as usize);
         }
         if old != new {
-            trace(Event::Schedule, self.index as u32, 0);
-            self.context.wake();
+            if let Some(core) = sender {
+                trace_on(core, Event::Schedule, self.index as u32, 0);
+            }
+            self.context.wake_from(sender);
         }
         true
     }

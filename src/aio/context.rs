@@ -347,7 +347,13 @@ impl AioContext {
     /// come between that look and the sleep: it leaves a note, which the loop reads with interrupts masked.
     #[inline]
     pub(super) fn wake(&self) {
-        if !self.is_home() {
+        self.wake_from(arch::current_core());
+    }
+
+    /// As [`wake`](Self::wake), for a caller that knows which core it is.
+    #[inline]
+    pub(super) fn wake_from(&self, sender: Option<CoreId>) {
+        if sender.is_none_or(|core| self.home.load(Ordering::Relaxed) != core + 1) {
             self.notify();
         } else if arch::in_interrupt() {
             self.notified.swap(true, Ordering::Release);

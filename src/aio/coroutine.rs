@@ -189,6 +189,7 @@ impl AioContext {
     }
 
     /// A coroutine was taken off this context's lanes. Returns whether it made a step.
+    #[inline(never)]
     pub(super) fn run_coroutine(&'static self, index: usize) -> bool {
         let slot = &SLOTS[index];
         match slot.home.get() {

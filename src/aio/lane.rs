@@ -7,7 +7,7 @@
 //! static cannot lend to each core without `unsafe` or a lock, and it does not show the tail, by which batches end.
 #![forbid(unsafe_code)]
 
-use crate::arch;
+use crate::arch::{self, CoreId};
 use crate::config::{BOTTOM_HALVES, COROUTINES, MAX_CORES, ONESHOTS};
 use crate::sync::IrqLock;
 use crate::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -116,7 +116,13 @@ impl Lanes {
     /// Queues `item` behind what this core queued before. Any core, interrupt handlers, any host thread.
     #[inline]
     pub(super) fn push(&self, item: usize) {
-        let lane = match arch::current_core() {
+        self.push_from(arch::current_core(), item);
+    }
+
+    /// As [`push`](Self::push), for a caller that knows which core it is.
+    #[inline]
+    pub(super) fn push_from(&self, sender: Option<CoreId>, item: usize) {
+        let lane = match sender {
             Some(core) => {
                 // An interrupt handler of this core may push into the same lane.
                 let irq = arch::irq_mask();

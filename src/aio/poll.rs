@@ -365,6 +365,7 @@ impl AioContext {
         progress
     }
 
+    #[inline(never)]
     fn run_internal(&'static self, which: usize) {
         const STOP: usize = Internal::Stop as usize;
         const WORK_IN: usize = Internal::WorkIn as usize;

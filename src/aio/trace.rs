@@ -100,11 +100,19 @@ static RINGS: CoreArray<Ring> = CoreArray::new(
 /// the stores may lose one of two records, nothing else.
 #[inline]
 pub fn trace(event: Event, a: u32, b: u64) {
+    if let Some(core) = arch::current_core() {
+        trace_on(core, event, a, b);
+    }
+}
+
+/// As [`trace`], for a caller that knows that it is `core`.
+#[inline]
+pub(super) fn trace_on(core: CoreId, event: Event, a: u32, b: u64) {
     if cfg!(loom) {
         // Nothing depends on it, and every store would be a step of the model.
         return;
     }
-    let Some(ring) = RINGS.mine() else { return };
+    let ring = RINGS.get(core);
     let next = ring.next.load(Ordering::Relaxed);
     ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
     let record = &ring.records[next as usize % TRACE_RECORDS];
