@@ -115,14 +115,14 @@ fn pass_on(token: usize, core: usize) {
     match draw as usize >> 20 & (WAYS - 1) {
         0 => {
             if let Some(half) = HALVES[token][to].get() {
-                half.schedule();
+                assert!(half.schedule(), "refused");
             }
         }
         1 => NOTIFIERS[token][to].set(),
         2 => {
             BROUGHT[token][to].store(1, Ordering::Release);
             if let Some(coroutine) = COROUTINES[token][to].get() {
-                coroutine.wake();
+                assert!(coroutine.wake(), "refused");
             }
         }
         _ => {
@@ -272,7 +272,14 @@ fn main(tree: usize) -> ! {
                 (seed << 8 | (tokens * TOKENS + token) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             state.random.store(seed | 1, Ordering::Relaxed);
             state.at.store(LYING, Ordering::Relaxed);
-            pass_on(token, 0);
+        }
+        // Out of the loop: between two rounds it is stopped, and a stopped context takes no tokens from other cores.
+        let set_out = Callback::new(
+            &|tokens| (0..tokens).for_each(|token| pass_on(token, 0)),
+            tokens,
+        );
+        if let Err(error) = aio::main_context().schedule_oneshot("set out", set_out) {
+            panic!("set out: {error}");
         }
         aio::run_loop(aio::main_context());
         let handed = sum() - before;
