@@ -207,10 +207,42 @@ fn bad_lock_in_an_interrupt_handler() {
 }
 
 #[test]
+fn bad_poll_in_an_interrupt_handler() {
+    let (_core, ctx) = single();
+    let text = panic_of(|| {
+        host::interrupt(|| ctx.poll(false));
+    })
+    .unwrap();
+    assert_eq!(text, "a context was polled in an interrupt handler");
+}
+
+#[test]
 fn bad_release_without_acquire() {
     let (_core, ctx) = single();
     let text = panic_of(|| ctx.release()).unwrap();
     assert!(text.contains("which does not hold it"), "{text}");
+}
+
+#[test]
+fn bad_release_of_the_loops_own_level() {
+    let (_core, ctx) = single();
+    ctx.schedule_oneshot("releases", call(|_| ctx.release()))
+        .unwrap();
+    let text = panic_of(|| {
+        ctx.poll(false);
+    })
+    .unwrap();
+    assert!(text.starts_with("releases returned with other"), "{text}");
+}
+
+#[test]
+fn bad_second_home() {
+    let (_machine, [_, io, _]) = three();
+    let _core = host::enter_core(2);
+    let text = panic_of(|| io.attach(1)).unwrap();
+    assert!(text.contains("attached on its own core"), "{text}");
+    let text = panic_of(|| io.attach(2)).unwrap();
+    assert!(text.ends_with("has its home elsewhere"), "{text}");
 }
 
 #[test]

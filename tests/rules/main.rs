@@ -17,6 +17,7 @@ mod en;
 mod en_poll;
 mod iot;
 mod lck;
+mod limits;
 mod nfy;
 mod own;
 mod poll;

@@ -1,6 +1,6 @@
 //! The wake-up handshake (NFY).
 use crate::common::*;
-use ironthread::aio::{self};
+use ironthread::aio::{self, Handler};
 use ironthread::arch;
 use ironthread::arch::host::{self, clock};
 
@@ -322,4 +322,46 @@ fn nfy_3_a_turn_nested_in_a_blocking_one_leaves_it_awake() {
     hook.arm();
     ctx.poll(true);
     assert_eq!((get(done), ctx.stats().sleeps), (1, 0));
+}
+
+#[test]
+fn nfy_3_a_turn_nested_in_a_poll_callback_leaves_it_awake() {
+    for nests_in in 1..=3 {
+        let (_core, ctx) = single();
+        clock::manual(1_000_000);
+        let (log, done) = (log(), count());
+        let event = polled_device(ctx, log, count());
+        // As the hook above, but from the begin (1), the check (2) or the end (3) of busy polling.
+        let callback = move |which| {
+            log.push(which);
+            if which == nests_in && get(done) == 0 {
+                ctx.notify();
+                ctx.schedule_oneshot("awaited", call(move |_| _ = add(done)))
+                    .unwrap();
+                ctx.poll(false);
+            }
+        };
+        let check = leak(move |_: usize| {
+            clock::advance(1_000);
+            callback(2);
+            false
+        });
+        let handler = Handler {
+            ready: call(|_| ()),
+            poll_check: Some(check),
+            poll_begin: Some(call(move |_| callback(1))),
+            poll_end: Some(call(move |_| callback(3))),
+        };
+        ctx.register_handler(event, "nests", handler).unwrap();
+        ctx.poll(false);
+        log.take();
+        let sleeps = ctx.stats().sleeps;
+        ctx.poll(true);
+        assert_eq!(get(done), 1, "callback {nests_in}: {:?}", log.take());
+        assert_eq!(ctx.stats().sleeps, sleeps, "callback {nests_in}");
+        // Without such a turn it sleeps.
+        ctx.poll(true);
+        assert_eq!(ctx.stats().sleeps, sleeps + 1, "callback {nests_in}");
+        ctx.unregister(event);
+    }
 }
