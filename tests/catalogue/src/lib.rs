@@ -1,7 +1,8 @@
 //! The catalogue: the cases that QEMU holds an event loop to, under QEMU's names, and what QEMU has no case for, under
 //! `/ironthread/`. Written once; `tests/host.rs` runs them on threads, `tests/target` in an image on real cores.
 //!
-//! The world of a case: the main context on core 0, which calls it, and running IOThreads on the other cores. No case
+//! The world of a case: the main context on core 0, which calls it, and running IOThreads on the other cores: five of
+//! them on the host, as QEMU's `/aio/multi/` cases have; in the image three, and those cases once more with five. No case
 //! depends on time: it waits for conditions. Callbacks are functions, so what they share are statics, which a case
 //! sets at its beginning; whatever it creates it deletes, which [`run`] checks.
 #![no_std]

@@ -157,12 +157,12 @@ fn expect_gauges(world: &World, before: &[Gauges], name: &str) {
     }
 }
 
-/// Runs every case that the machine has cores for; `begin` and `end` are told its name. Called on core 0, which is
-/// attached to the main context, when the other cores are in [`secondary`].
+/// Runs every case that the machine has cores for and whose name begins with `prefix`; `begin` and `end` are told its
+/// name. Called on core 0, which is attached to the main context, when the other cores are in [`secondary`].
 ///
 /// # Panics
 /// When a case fails, or leaves something behind.
-pub fn run(long: bool, mut begin: impl FnMut(&Case), mut end: impl FnMut(&Case)) {
+pub fn run(long: bool, prefix: &str, mut begin: impl FnMut(&Case), mut end: impl FnMut(&Case)) {
     let heartbeat = aio::main_context()
         .timer("heartbeat", Callback::new(&|_| (), 0))
         .expect("the first timer");
@@ -171,7 +171,10 @@ pub fn run(long: bool, mut begin: impl FnMut(&Case), mut end: impl FnMut(&Case))
     for core in 1..cores {
         watch(|| aio::is_running(aio::context(core)));
     }
-    for case in CASES.iter().filter(|case| case.cores <= cores) {
+    for case in CASES
+        .iter()
+        .filter(|case| case.cores <= cores && case.name.starts_with(prefix))
+    {
         world.settle();
         let mut before = [gauges(0); MAX_CORES];
         for (core, before) in before.iter_mut().enumerate().take(cores) {

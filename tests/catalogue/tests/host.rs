@@ -12,6 +12,9 @@ use ironthread::arch::host;
 use ironthread::{aio, config};
 use ironthread_catalogue as catalogue;
 
+/// The main loop's and five IOThreads'.
+const CORES: usize = 6;
+
 /// The case that runs.
 static NOW: Mutex<&str> = Mutex::new("the beginning");
 
@@ -53,10 +56,10 @@ fn main() {
             }
         }
     });
-    let _machine = host::machine(4);
+    let _machine = host::machine(CORES);
     let _core = host::enter_core(0);
     aio::main_context().attach(0);
-    let cores: Vec<_> = (1..4)
+    let cores: Vec<_> = (1..CORES)
         .map(|core| {
             thread::spawn(move || {
                 let _core = host::enter_core(core);
@@ -67,6 +70,7 @@ fn main() {
     let mut passed = 0;
     catalogue::run(
         long,
+        "",
         |case| {
             let _ = alive.send(());
             *NOW.lock().unwrap() = case.name;

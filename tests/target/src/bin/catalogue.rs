@@ -1,4 +1,5 @@
-//! The catalogue of cases on real cores; see `tests/catalogue`. Boot arguments: `long=1` for the long variants.
+//! The catalogue of cases on real cores; see `tests/catalogue`. Boot arguments: `long=1` for the long variants,
+//! `only=` for the cases whose names begin so.
 #![no_std]
 #![no_main]
 
@@ -14,6 +15,7 @@ fn main(tree: usize) -> ! {
     start_cores(&info, catalogue::secondary);
     catalogue::run(
         argument(&info, "long") == Some("1"),
+        argument(&info, "only").unwrap_or(""),
         |case| say!("run {}", case.name),
         |case| say!("ok catalogue {}", case.name),
     );
