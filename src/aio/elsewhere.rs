@@ -9,11 +9,11 @@
 
 use super::bottom_half::Internal;
 use super::callback::{AioError, Callback};
-use super::context::AioContext;
+use super::context::{AioContext, unbalanced};
 use super::wait::wait_kick;
 use crate::config::ELSEWHERE;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{IndexStack, IrqLock};
+use crate::sync::{IndexStack, IrqLock, held_levels};
 
 const QUEUED: u32 = 1;
 const ACTIVE: u32 = 2;
@@ -146,10 +146,11 @@ pub fn run_on(
 }
 
 impl AioContext {
-    /// Runs what has arrived until now; a nested poll inside a piece of work goes on with the others.
+    /// Runs what has arrived until now; a nested poll inside a piece of work goes on with the others. What arrives
+    /// meanwhile brings a message of its own.
     pub(super) fn run_work(&'static self) {
         let last = self.work.arrived.lock().tail;
-        loop {
+        for _ in 0..ELSEWHERE {
             let popped = self.work.arrived.lock().pop();
             let Some((index, work)) = popped else { return };
             let word = &SLOTS[index].word;
@@ -178,11 +179,15 @@ impl AioContext {
                 return;
             }
         }
+        // A nested poll ran the last one, so there was no end to meet.
+        self.schedule_internal(Internal::WorkIn);
     }
 
-    /// Calls the completions of work that has ended.
+    /// Calls the completions of work that has ended until now, so that a completion that sends work on to a faster
+    /// core does not keep this batch going for ever.
     pub(super) fn finish_work(&'static self) {
-        loop {
+        let last = self.work.ended.lock().tail;
+        for _ in 0..ELSEWHERE {
             let popped = self.work.ended.lock().pop();
             let Some((index, work)) = popped else { return };
             let slot = &SLOTS[index];
@@ -192,10 +197,11 @@ impl AioContext {
             } else {
                 WorkResult::Cancelled
             };
-            if self.work.ended.lock().head != 0 {
+            if index as u16 + 1 != last && self.work.ended.lock().head != 0 {
                 // So that a nested poll inside this completion reaches the others.
                 self.schedule_internal(Internal::WorkDone);
             }
+            let held = held_levels();
             (work.done)(work.argument, result);
             *slot.work.lock() = None;
             // Over only now, with all that the completion wrote.
@@ -203,7 +209,14 @@ impl AioContext {
                 .store((word & !STATE).wrapping_add(GENERATION), Ordering::Release);
             FREE.give_back(index);
             wait_kick();
+            if held_levels() != held {
+                unbalanced("a completion of run_on");
+            }
+            if index as u16 + 1 == last {
+                return;
+            }
         }
+        self.schedule_internal(Internal::WorkDone);
     }
 }
 

@@ -51,13 +51,18 @@ impl WaitQueue {
         }
     }
 
-    /// Wakes all that wait now, in order; returns how many. Any core, interrupt handlers too.
+    /// Wakes all that wait now, in order; returns how many. Who begins to wait meanwhile is not among them. Any core,
+    /// interrupt handlers too.
     pub fn wake_all(&self) -> usize {
+        let last = self.state.lock().waiters.last();
         let mut woken = 0;
-        while self.wake_one() {
+        loop {
+            // A statement of its own: the lock is free again before the waker runs.
+            let next = self.state.lock().waiters.grant_until(last);
+            let Some(waker) = next else { return woken };
+            waker.wake();
             woken += 1;
         }
-        woken
     }
 
     /// Whether nobody waits.

@@ -78,6 +78,10 @@ pub fn run_loop(context: &'static AioContext) {
         "the loop of context {} runs already",
         context.name()
     );
+    if state.stop.load(Ordering::Relaxed) == state.word.load(Ordering::Relaxed) / RUN {
+        // A stop for this run came before it. A turn by hand may have taken its message off the queue already.
+        context.schedule_internal(Internal::Stop);
+    }
     while !state.ended.load(Ordering::Relaxed) {
         context.poll(true);
     }

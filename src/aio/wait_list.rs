@@ -96,7 +96,20 @@ impl WaitList {
 
     /// Grants the first waiter that has not been granted its turn; the caller wakes it once the lock is free.
     pub(super) fn grant(&mut self) -> Option<Waker> {
-        let next = self.waiters.iter_mut().find(|waiter| !waiter.granted)?;
+        self.grant_until(self.last)
+    }
+
+    /// The ticket of who came last.
+    pub(super) fn last(&self) -> Ticket {
+        self.last
+    }
+
+    /// As [`grant`](Self::grant), but nobody who came after `last`.
+    pub(super) fn grant_until(&mut self, last: Ticket) -> Option<Waker> {
+        let next = self
+            .waiters
+            .iter_mut()
+            .find(|waiter| !waiter.granted && waiter.ticket <= last)?;
         next.granted = true;
         Some(next.waker.clone())
     }

@@ -1,5 +1,8 @@
 //! What coroutines wait for: mutex, wait queue, event, time limit (CO, on top).
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Wake, Waker};
 
 use crate::common::*;
 use ironthread::aio::{self, AioContext, CoroutineHandle, Event, Mutex, TimedOut, WaitQueue};
@@ -119,6 +122,52 @@ fn co_wait_queue_wakes_in_order_and_remembers_nothing() {
     run(ctx);
     assert_eq!(log.take(), [4]);
     assert!(queue.is_empty());
+}
+
+#[test]
+fn co_wait_queue_wakes_all_that_wait_now_and_not_who_comes_back_meanwhile() {
+    struct Again {
+        queue: &'static WaitQueue,
+        wakes: AtomicUsize,
+        wait: std::sync::Mutex<Option<aio::Wait<'static>>>,
+    }
+    impl Again {
+        fn look(self: &Arc<Self>) {
+            // As a faster core would: it takes its turn, and waits again before the caller goes on.
+            let waker = Waker::from(Arc::clone(self));
+            let mut wait = self.wait.lock().unwrap();
+            let old = wait.get_or_insert_with(|| self.queue.wait());
+            if Pin::new(old)
+                .poll(&mut std::task::Context::from_waker(&waker))
+                .is_ready()
+            {
+                let mut new = self.queue.wait();
+                let again = Pin::new(&mut new).poll(&mut std::task::Context::from_waker(&waker));
+                assert!(again.is_pending());
+                *wait = Some(new);
+            }
+        }
+    }
+    impl Wake for Again {
+        fn wake(self: Arc<Self>) {
+            assert!(add(&self.wakes) < 10, "woken again and again");
+            self.look();
+        }
+    }
+    let (_core, _ctx) = single();
+    let queue: &'static WaitQueue = leak(WaitQueue::new());
+    let waiters = [(); 3].map(|()| {
+        Arc::new(Again {
+            queue,
+            wakes: AtomicUsize::new(0),
+            wait: std::sync::Mutex::new(None),
+        })
+    });
+    waiters.iter().for_each(Again::look);
+    for round in 1..=2 {
+        assert_eq!(queue.wake_all(), 3);
+        assert!(waiters.iter().all(|waiter| get(&waiter.wakes) == round));
+    }
 }
 
 #[test]

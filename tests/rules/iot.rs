@@ -43,6 +43,19 @@ fn iot_3_a_stop_sent_before_the_first_run_is_found_by_it() {
 }
 
 #[test]
+fn iot_3_a_stop_is_found_by_the_first_run_although_a_turn_by_hand_came_between() {
+    let (_core, ctx) = single();
+    aio::stop(ctx);
+    while ctx.poll(false) {}
+    host::on_wait(Some(leak(|| panic!("slept although a stop was sent"))));
+    let ran = count();
+    ctx.schedule_oneshot("queued", call(move |_| add(ran)))
+        .unwrap();
+    aio::run_loop(ctx);
+    assert_eq!((get(ran), aio::is_running(ctx)), (1, false));
+}
+
+#[test]
 fn iot_3_a_second_stop_that_came_too_late_does_not_end_the_next_run() {
     let _watchdog = watchdog("iot_3");
     let _machine = host::machine(1);

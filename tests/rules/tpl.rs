@@ -242,3 +242,38 @@ fn tpl_8_11_full_is_an_error_and_nothing_is_dropped() {
         );
     }
 }
+
+#[test]
+fn tpl_bh_14_a_completion_that_sends_on_to_a_faster_core_waits_for_the_next_batch() {
+    let (_machine, main) = stepped(2);
+    let io = attach(1, "io");
+    let _zero = host::enter_core(0);
+    let rounds = count();
+    static COMPLETION: std::sync::OnceLock<aio::WorkDone> = std::sync::OnceLock::new();
+    let send = move || {
+        aio::run_on(io, call(|_| ()), *COMPLETION.get().unwrap(), 0).unwrap();
+        let _one = host::enter_core(1);
+        assert!(io.poll(false), "done at once");
+    };
+    let again: aio::WorkDone = leak(move |_: usize, _: WorkResult| {
+        if add(rounds) < 10 {
+            send();
+        }
+    });
+    assert!(COMPLETION.set(again).is_ok());
+    send();
+    for round in 1..=10 {
+        assert!(main.poll(false));
+        assert_eq!(get(rounds), round);
+    }
+    assert!(!main.poll(false));
+}
+
+#[test]
+#[should_panic(expected = "other context locks")]
+fn tpl_a_completion_that_keeps_a_lock_is_named() {
+    let (_core, ctx) = single();
+    let leaky: aio::WorkDone = leak(move |_: usize, _: WorkResult| ctx.acquire());
+    aio::run_on(ctx, call(|_| ()), leaky, 0).unwrap();
+    while ctx.poll(false) {}
+}
