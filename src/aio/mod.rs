@@ -62,3 +62,4 @@ pub use notifier::{EventNotifier, Handler, PollCheck};
 pub use timer::Timer;
 pub use trace::trace;
 pub use wait::{run_and_wait, wait_kick, wait_while, wait_while_releasing};
+pub use watchdog::{on_watch, start_watch};

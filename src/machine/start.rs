@@ -144,7 +144,9 @@ fn start(board: &'static Board, tree: usize) -> Result<(), StartError> {
     serial::start(&machine.uart).map_err(StartError::Serial)?;
     metal::irq_enable();
     start_cores(machine);
-    start_watchdog();
+    if let Err(error) = aio::start_watch() {
+        error!("watchdog: {error}");
+    }
     report_memory(machine);
     storage::claim(machine);
     storage::start(machine);
@@ -317,31 +319,6 @@ fn start_interrupts(machine: &MachineInfo) -> Result<(), StartError> {
 
 fn start_block(core: CoreId) -> Result<(), StartError> {
     block::start_core(core).map_err(StartError::Block)
-}
-
-/// Looks once a second, from core 0, whether another core's loop has lost a wake-up. Not at core 0's own: whatever
-/// looked at it regularly from another core would wake that one, and its own timer wakes core 0.
-fn start_watchdog() {
-    const PERIOD_NS: u64 = 1_000_000_000;
-    static TIMER: Once<aio::Timer> = Once::new();
-    fn look(_: usize) {
-        for core in 1..arch::cores() {
-            aio::context(core).watch();
-        }
-        if let Some(timer) = TIMER.get() {
-            timer.arm_at(arch::now_ns() + PERIOD_NS);
-        }
-    }
-    if arch::cores() == 1 {
-        return;
-    }
-    match aio::main_context().timer("watchdog", aio::Callback::new(&look, 0)) {
-        Ok(timer) => {
-            TIMER.call_once(|| timer);
-            look(0);
-        }
-        Err(error) => error!("watchdog: {error}"),
-    }
 }
 
 /// The last events of a core's loop, for a report.

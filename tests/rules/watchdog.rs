@@ -1,7 +1,7 @@
 //! The watchdog (CS-3): it finds a sleep through work, does nothing about it, and accuses nobody else.
 
 use crate::common::*;
-use ironthread::aio::AioContext;
+use ironthread::aio::{self, AioContext};
 use ironthread::arch;
 use ironthread::arch::host::{self, clock};
 
@@ -107,4 +107,100 @@ fn cs_3_a_machine_that_stood_still_accuses_nobody() {
         clock::advance(100 * SECOND);
         assert_eq!(look(ctx), 0, "the looks are too far apart");
     });
+}
+
+/// A second on all cores but `asleep`: each takes its due timers.
+fn second(contexts: &[&'static AioContext], asleep: Option<usize>) {
+    clock::advance(SECOND);
+    for (core, ctx) in contexts.iter().enumerate() {
+        if Some(core) != asleep {
+            let _core = host::enter_core(core);
+            while ctx.poll(false) {}
+        }
+    }
+}
+
+/// Three cores under watch since just now.
+fn watched() -> (host::Machine, [&'static AioContext; 3]) {
+    let (machine, main) = stepped(3);
+    clock::manual(SECOND);
+    let contexts = [main, attach(1, "io1"), attach(2, "io2")];
+    let _zero = host::enter_core(0);
+    aio::start_watch().unwrap();
+    assert_eq!(aio::on_watch(), 0);
+    (machine, contexts)
+}
+
+/// Lets the context of core `who` sleep through `lost`, which another core does, while the others live on. It must be
+/// found, and not be ended; before that it may be offered the watch, which is a kick that it does not hear.
+fn found(
+    contexts: [&'static AioContext; 3],
+    who: usize,
+    offers: u64,
+    lost: impl Fn() + Sync + 'static,
+) {
+    host::on_wait(Some(leak(move || {
+        host::on_wait(None);
+        {
+            let _other = host::enter_core((who + 1) % 3);
+            lost();
+        }
+        let kicks = contexts[who].stats().kicks;
+        for _ in 0..60 {
+            second(&contexts, Some(who));
+            assert_ne!(aio::on_watch(), who);
+        }
+        let stats = contexts[who].stats();
+        assert!(stats.lost_wakeups > 40, "core {who}: {stats:?}");
+        assert_eq!(stats.kicks - kicks, offers, "the watch woke core {who}");
+    })));
+    let _core = host::enter_core(who);
+    contexts[who].poll(true);
+}
+
+#[test]
+fn cs_3_every_core_is_watched() {
+    for who in 0..3 {
+        let (_machine, contexts) = watched();
+        if who == 0 {
+            (0..12).for_each(|_| second(&contexts, None));
+            assert_eq!(aio::on_watch(), 1, "it was not handed on");
+        }
+        found(contexts, who, 0, move || {
+            contexts[who]
+                .schedule_oneshot("lost", call(|_| ()))
+                .unwrap();
+        });
+    }
+}
+
+#[test]
+fn cs_3_a_watch_that_is_lost_when_handed_on_is_found() {
+    let (_machine, contexts) = watched();
+    // Asleep without work, until it is asked to take the watch: that wake-up gets lost.
+    found(contexts, 1, 1, || ());
+}
+
+#[test]
+fn cs_3_the_watch_goes_round_and_accuses_nobody() {
+    let (_machine, contexts) = watched();
+    let mut turns = [0; 3];
+    for _ in 0..100 {
+        second(&contexts, None);
+        turns[aio::on_watch()] += 1;
+    }
+    assert!(turns.iter().all(|turns| *turns > 25), "{turns:?}");
+    assert!(contexts.iter().all(|ctx| ctx.stats().lost_wakeups == 0));
+    // A stopped loop cannot take it, and it goes on without.
+    {
+        let _core = host::enter_core(1);
+        aio::stop(contexts[1]);
+        aio::run_loop(contexts[1]);
+    }
+    turns = [0; 3];
+    for _ in 0..100 {
+        second(&contexts, Some(1));
+        turns[aio::on_watch()] += 1;
+    }
+    assert!(turns[0] > 30 && turns[2] > 30, "{turns:?}");
 }
