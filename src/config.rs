@@ -40,6 +40,21 @@ pub const ELSEWHERE: usize = if cfg!(loom) { 2 } else { 64 };
 /// Block nodes in the arena.
 pub const NODES: usize = 64;
 
+/// Edges of the block graph: between nodes, and from backends to nodes.
+pub const EDGES: usize = 160;
+
+/// Children that one node can have.
+pub const MAX_CHILDREN: usize = 8;
+
+/// Callers that can wait at once for nodes to be drained.
+pub const DRAIN_WAITERS: usize = 32;
+
+/// Notifiers of context changes, over all nodes and backends.
+pub const CONTEXT_NOTIFIERS: usize = 32;
+
+/// Spare request records per core, for nodes that make several requests of one; no graph may need more for one request.
+pub const SPARES_PER_CORE: usize = if cfg!(feature = "small") { 16 } else { 32 };
+
 /// Block backends.
 pub const BACKENDS: usize = 48;
 

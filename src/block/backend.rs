@@ -21,11 +21,12 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::accounting::Totals;
 use super::drain::{self, Section};
 use super::gate::PerCore;
-use super::node::{self, Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
+use super::graph::{self, Permissions, Reason, Refusal};
+use super::node::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
 use super::request::{RequestFlags, RequestRecord, complete};
 use super::token::InFlight;
 use super::{BlockError, Operation, Request};
-use crate::arch;
+use crate::arch::{self, CoreId};
 use crate::config::{BACKENDS, MAX_CORES, MAX_TRANSFER};
 use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock};
 
@@ -68,6 +69,8 @@ const READ_ONLY: u32 = 1;
 /// Requests are not parked in a drained section (DRN-27).
 pub(super) const NO_PARKING: u32 = 2;
 const ROOT_READ_ONLY: u32 = 4;
+/// Its user must stay in its context (CTX-7).
+const CONTEXT_FIXED: u32 = 8;
 
 /// A user's handle on a root node.
 pub struct Backend {
@@ -76,6 +79,8 @@ pub struct Backend {
     size: AtomicU64,
     /// Logical block minus one.
     block_mask: AtomicU32,
+    /// Core of its context.
+    home: AtomicU32,
     pub(super) flags: AtomicU32,
     /// `generation << 1 | parking`, for all cores.
     pub(crate) gate: AtomicU64,
@@ -100,9 +105,9 @@ pub(crate) fn arena() -> &'static [Backend] {
     &ARENA
 }
 
-/// Whether a backend has the node as its root.
-pub(crate) fn uses(id: NodeId) -> bool {
-    backends().any(|b| b.meta.lock().root == Some(id))
+/// The backend of that name.
+pub fn named(name: &str) -> Option<&'static Backend> {
+    backends().find(|b| b.meta.lock().name == name)
 }
 
 impl Backend {
@@ -117,6 +122,7 @@ impl Backend {
             index: AtomicU32::new(0),
             size: AtomicU64::new(0),
             block_mask: AtomicU32::new(0),
+            home: AtomicU32::new(0),
             flags: AtomicU32::new(0),
             gate: AtomicU64::new(0),
             cores: CoreArray::new([const { CachePadded::new(PerCore::new()) }; MAX_CORES]),
@@ -124,48 +130,110 @@ impl Backend {
         }
     }
 
-    /// Makes a backend on a node. `user` says who uses it (`"nbd"`, `"bench"`), for reports. Main loop only.
+    /// Makes a backend on a node, for a user that reads, and perhaps writes, and shares everything with others. `user` says who uses
+    /// it (`"nbd"`, `"bench"`), for reports. Main loop only.
     ///
     /// # Errors
-    /// `Invalid` for a bad name or off the main loop, `Busy` for a name in use, `NoMedium` for a stale node, `NoMemory` when the
-    /// arena is full.
+    /// `Invalid` for a bad name or off the main loop, `Busy` for a name in use or a node that another user keeps to itself,
+    /// `NoMedium` for a stale node, `NoMemory` when the arena is full.
     pub fn create(
         name: &str,
         user: &'static str,
         root: NodeId,
     ) -> Result<&'static Self, BlockError> {
-        if arch::current_core() != Some(0) || !node::name_is_valid(name) {
-            return Err(BlockError::Invalid);
+        Ok(Self::open(name, user, Some(root), Permissions::READER)?)
+    }
+
+    /// Makes a backend, on a node or without one, that needs and shares what `permissions` say. Main loop only.
+    ///
+    /// # Errors
+    /// A bad name or one in use by a backend or a node, a stale node, what the node's other users keep to themselves, no room.
+    pub fn open(
+        name: &str,
+        user: &'static str,
+        root: Option<NodeId>,
+        permissions: Permissions,
+    ) -> Result<&'static Self, Refusal> {
+        let refuse = |reason| Err(Refusal::new(name, reason));
+        if arch::current_core() != Some(0) {
+            return refuse(Reason::NotMainLoop);
         }
-        let driver = node::driver(root).ok_or(BlockError::NoMedium)?;
-        if backends().any(|b| b.meta.lock().name == name) {
-            return Err(BlockError::Busy);
+        if !graph::name_is_valid(name) {
+            return refuse(Reason::BadName);
         }
-        let (index, backend) = ARENA
-            .iter()
-            .enumerate()
-            .find(|(_, b)| !b.is_live())
-            .ok_or(BlockError::NoMemory)?;
+        if named(name).is_some() || graph::find(name).is_some() {
+            return refuse(Reason::NameInUse);
+        }
+        let Some((index, backend)) = ARENA.iter().enumerate().find(|(_, b)| !b.is_live()) else {
+            return refuse(Reason::NoRoom("backends"));
+        };
         backend.section.bind(0);
         for (core, per_core) in backend.cores.iter().enumerate() {
             per_core.gate.bind(core);
         }
         backend.index.store(index as u32, Ordering::Relaxed);
         backend.flags.store(0, Ordering::Relaxed);
+        backend.size.store(0, Ordering::Relaxed);
+        backend.block_mask.store(511, Ordering::Relaxed);
+        backend.home.store(0, Ordering::Relaxed);
         for core in backend.cores.iter() {
             core.counters.clear();
         }
-        backend.adopt(&driver.info());
         {
             let mut meta = backend.meta.lock();
             meta.live = true;
             meta.user = Some(user);
-            meta.root = Some(root);
+            meta.root = None;
             meta.name.clear();
             let _ = meta.name.write_str(name);
         }
-        drain::created(backend);
+        drain::created(backend, root.is_none());
+        if let Some(root) = root
+            && let Err(refusal) = backend.insert(root, permissions)
+        {
+            backend.retire();
+            return Err(refusal);
+        }
+        drain::open_gate(backend);
         Ok(backend)
+    }
+
+    /// Puts a node below a backend that has none. Main loop only. The backend's context becomes the node's.
+    ///
+    /// # Errors
+    /// A stale node, a root that is there already, what the node's other users keep to themselves.
+    pub fn insert(&'static self, root: NodeId, permissions: Permissions) -> Result<(), Refusal> {
+        if self.root().is_some() {
+            return Err(Refusal::new(&self.name(), Reason::Slot));
+        }
+        if let Some(home) = graph::home(root) {
+            self.set_home(home);
+        }
+        graph::attach_backend(self, root, permissions)?;
+        self.refresh();
+        Ok(())
+    }
+
+    /// Takes the root away. Main loop only, inside a drained section of this backend. Requests are answered with `NoMedium` from then
+    /// on. The backend keeps its context (CTX-8).
+    ///
+    /// # Errors
+    /// `NotQuiet` outside a drained section.
+    pub fn eject(&'static self) -> Result<(), Refusal> {
+        if !self.is_quiet() {
+            return Err(Refusal::new(&self.name(), Reason::NotQuiet));
+        }
+        graph::detach_backend(self);
+        self.size.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Changes what the backend needs of its root and leaves to others there. Main loop only.
+    ///
+    /// # Errors
+    /// What the node's other users keep to themselves.
+    pub fn set_permissions(&'static self, permissions: Permissions) -> Result<(), Refusal> {
+        graph::set_permissions(self, permissions)
     }
 
     /// Takes the backend away. Main loop only, inside a drained section of this backend, which ends with it; its user has let go.
@@ -179,13 +247,15 @@ impl Backend {
         if !self.is_quiet() || self.parked() != 0 {
             return Err(BlockError::Busy);
         }
-        {
-            let mut meta = self.meta.lock();
-            meta.live = false;
-            meta.root = None;
-        }
-        drain::deleted(self);
+        graph::detach_backend(self);
+        self.retire();
         Ok(())
+    }
+
+    /// Back to the arena.
+    fn retire(&'static self) {
+        self.meta.lock().live = false;
+        drain::deleted(self);
     }
 
     fn is_live(&self) -> bool {
@@ -212,8 +282,34 @@ impl Backend {
         self.meta.lock().root
     }
 
+    /// Called by the graph alone.
+    pub(super) fn set_root_id(&self, root: Option<NodeId>) {
+        self.meta.lock().root = root;
+    }
+
     pub(super) fn root_driver(&self) -> Option<&'static dyn NodeDriver> {
-        node::driver(self.root()?)
+        graph::driver(self.root()?)
+    }
+
+    /// Core of its context: that of its root, or the last one's. A hint unless the backend is quiet or has a request in flight
+    /// (CTX-12).
+    pub fn home(&self) -> CoreId {
+        self.home.load(Ordering::Relaxed) as CoreId
+    }
+
+    pub(super) fn set_home(&self, core: CoreId) {
+        self.home.store(core as u32, Ordering::Relaxed);
+    }
+
+    /// Says whether its user must stay in its context; its root then refuses to move (CTX-7). Off by default: a user whose
+    /// requests may come from any core does not care where the node is.
+    pub fn set_context_fixed(&self, fixed: bool) {
+        self.set_flag(CONTEXT_FIXED, fixed);
+    }
+
+    /// Whether its user must stay in its context.
+    pub fn context_is_fixed(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & CONTEXT_FIXED != 0
     }
 
     /// Bytes that can be addressed now.
@@ -318,7 +414,7 @@ impl Backend {
         request.token = Some(InFlight::new(self, &request));
         match per_core.gate.with(|gate| (gate.parking, gate.root)) {
             (false, Some(root)) => self.admit(request, root),
-            (parking, _) => self.submit_slowly(request, parking),
+            _ => self.submit_slowly(request),
         }
     }
 

@@ -56,8 +56,11 @@ impl PerCore {
 impl Backend {
     /// In a drained section, or for the first time since the root may have changed.
     #[cold]
-    pub(super) fn submit_slowly(&'static self, mut request: Request, parking: bool) {
+    pub(super) fn submit_slowly(&'static self, mut request: Request) {
         let per_core = self.cores.get(request.home);
+        // A change that this core has not come to yet: the backend may be new, and closed.
+        self.apply_gate(request.home);
+        let parking = per_core.gate.with(|gate| gate.parking);
         if parking && self.flags.load(Ordering::Relaxed) & NO_PARKING == 0 {
             request.queued = request.token.take().map(InFlight::park);
             return per_core.gate.with(|gate| gate.parked.push(request));

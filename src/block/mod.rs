@@ -14,7 +14,8 @@
 //! | [`request`] | records, frames, data, windows; `complete` |
 //! | [`mod@backend`] | a user's handle on a node |
 //! | [`drain`] | drained sections |
-//! | [`node`] | kinds of node, and the arena |
+//! | [`node`] | kinds of node |
+//! | [`graph`] | how nodes hang together, and how that is changed under load |
 //! | [`device`] | what a disk driver implements |
 //! | [`accounting`] | counters |
 //! | [`mod@bench`] | a load generator over a backend |
@@ -32,6 +33,7 @@ pub mod device;
 pub mod drain;
 pub mod error;
 mod gate;
+pub mod graph;
 pub mod node;
 mod operation;
 mod queue;
@@ -48,10 +50,9 @@ pub use accounting::Totals;
 pub use backend::{Backend, BackendListener, backend, backends};
 pub use core_state::most_records;
 pub use device::{BlockDevice, DeviceEvents, DeviceFeatures, DeviceInfo};
-pub use drain::{
-    DrainGuard, DrainState, drain_all_begin, drain_all_end, drain_kick, for_each_section,
-};
+pub use drain::{DrainGuard, DrainState, drain_kick, for_each_section};
 pub use error::BlockError;
+pub use graph::{drain_all_begin, drain_all_end};
 pub use node::disk::{Disk, DiskState, DiskView, ResetOutcome, add_disk, disk, disks, find_disk};
 pub use node::{BlockStatus, NodeId, NodeInfo};
 pub(crate) use queue::RequestQueue;

@@ -19,7 +19,8 @@ use super::signature;
 use crate::aio::{self, Callback};
 use crate::arch::{self, CoreId};
 use crate::block::bench::{self, BenchError, Plan};
-use crate::block::node::{self, NodeId, null};
+use crate::block::graph;
+use crate::block::node::{NodeId, null};
 use crate::block::{self, Backend, Operation, Request, request};
 use crate::sync::{HomeCell, PAGE_SIZE, PageArena};
 
@@ -177,10 +178,10 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
             (disk.node(), disk.home())
         }
         None if name == "null" => (null_node()?, arch::cores().min(2) - 1),
-        None => match node::find(name) {
+        None => match graph::find(name) {
             // A graph's node may carry somebody's data; test instruments do not.
             Some(id)
-                if node::driver(id)
+                if graph::driver(id)
                     .is_some_and(|driver| matches!(driver.info().kind, "ram" | "null")) =>
             {
                 (id, arch::cores().min(2) - 1)
@@ -205,7 +206,7 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
 
 fn null_node() -> Result<NodeId, Refusal> {
     const NAME: &str = "bench-null";
-    match node::find(NAME) {
+    match graph::find(NAME) {
         Some(id) => Ok(id),
         None => {
             let options = null::NullOptions {

@@ -16,19 +16,17 @@
 //! is for the main loop outside coroutines.
 #![forbid(unsafe_code)]
 
-mod all;
 mod report;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use heapless::Vec;
 
-pub use all::{drain_all_begin, drain_all_end};
 pub(crate) use report::report_slow;
 pub use report::{DrainState, for_each_section};
 
 use super::backend::{self, Backend, BackendListener, LISTENERS};
-use super::{BlockError, core_state, watch};
+use super::{BlockError, core_state, graph, watch};
 use crate::aio::{self, BottomHalf, Callback};
 use crate::arch::{self, CoreId};
 use crate::config::{BACKENDS, MAX_CORES};
@@ -83,7 +81,7 @@ pub(crate) fn start(core: CoreId) -> Result<(), BlockError> {
         .map_err(|_| BlockError::NoMemory)?;
     *GATE_BH.get(core).lock() = Some(gates);
     if core == 0 {
-        all::ALL.bind(core);
+        graph::drain::start();
         let main = context
             .bottom_half("drain", Callback::new(&advance_all, 0))
             .map_err(|_| BlockError::NoMemory)?;
@@ -151,9 +149,14 @@ fn any_listener_busy(backend: &'static Backend) -> bool {
     busy
 }
 
-/// A new backend joins the sections over everything; its gates open, or stay closed.
-pub(crate) fn created(backend: &'static Backend) {
-    let sections = all::ALL_SECTIONS.load(Ordering::Relaxed);
+/// A new backend, closed on every core until [`open_gate`]. One without a node joins the sections over everything by itself; the
+/// others hear of them through their root.
+pub(crate) fn created(backend: &'static Backend, rootless: bool) {
+    let sections = if rootless {
+        graph::drain::sections_over_all()
+    } else {
+        0
+    };
     backend.section.with(|section| {
         section.count = sections;
         section.phase = if sections == 0 {
@@ -166,9 +169,20 @@ pub(crate) fn created(backend: &'static Backend) {
         section.waiters.clear();
         section.listeners.clear();
     });
-    if sections == 0 {
-        set_gate(backend, false);
-    } else {
+}
+
+/// Opens the gates of a new backend, unless it is drained already; then its gates are closed from the first request on.
+pub(crate) fn open_gate(backend: &'static Backend) {
+    let drained = backend.section.with(|section| {
+        let drained = section.count > 0;
+        if drained {
+            // Nobody has had the time to listen.
+            section.phase = Phase::Cores;
+        }
+        drained
+    });
+    set_gate(backend, drained);
+    if drained {
         kick();
     }
 }
@@ -187,7 +201,7 @@ fn advance_all(_: usize) {
     for backend in backend::backends() {
         while advance(backend) {}
     }
-    all::finish_all();
+    graph::drain::finish_waiting();
 }
 
 /// One step of a backend's machine; whether another may follow at once.
@@ -255,7 +269,7 @@ impl Backend {
                 .listeners
                 .push(listener)
                 .map_err(|_| BlockError::NoMemory)?;
-            Ok(section.count > 0)
+            Ok::<_, BlockError>(section.count > 0)
         })?;
         if drained {
             listener.drained_begin(self);
@@ -294,6 +308,13 @@ impl Backend {
         self.begin(Some(done))
     }
 
+    /// Begins a section for an edge: nobody waits for this backend alone.
+    pub(crate) fn begin_quietly(&'static self) {
+        // Without a waiter only another core could be refused.
+        let begun = self.begin(None);
+        debug_assert!(begun.is_ok());
+    }
+
     fn begin(&'static self, done: Option<Callback>) -> Result<(), BlockError> {
         if arch::current_core() != Some(0) {
             return Err(BlockError::Invalid);
@@ -311,7 +332,7 @@ impl Backend {
                 section.since_tick = watch::tick();
                 section.reported = false;
             }
-            Ok(section.count == 1)
+            Ok::<_, BlockError>(section.count == 1)
         })?;
         if first {
             for_each_listener(self, |listener| listener.drained_begin(self));

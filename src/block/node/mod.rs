@@ -1,4 +1,4 @@
-//! Block nodes: what can stand below a backend, and the arena of those that exist.
+//! Block nodes: what can stand below a backend.
 //!
 //! | node | what it is | where its code runs |
 //! |---|---|---|
@@ -6,7 +6,8 @@
 //! | [`ram`] | memory, with a bitmap of what is allocated | any core |
 //! | [`null`] | swallows writes, reads zeroes or nothing, after a chosen time | any core |
 //!
-//! A node is a static object that implements [`NodeDriver`]; the arena gives it a name and a generation-checked [`NodeId`].
+//! A node is a static object that implements [`NodeDriver`]; the [`graph`](super::graph) gives it a name and a generation-checked
+//! [`NodeId`], and links it with others.
 #![forbid(unsafe_code)]
 
 pub mod disk;
@@ -14,12 +15,11 @@ pub mod null;
 pub mod ram;
 
 use core::fmt;
-use core::fmt::Write as _;
 
 use super::BlockError;
+use super::graph::{Link, Permissions};
 use super::request::Request;
-use crate::config::NODES;
-use crate::sync::IrqLock;
+use crate::arch::CoreId;
 
 /// Longest node name, in bytes.
 pub const NAME_LEN: usize = 31;
@@ -30,8 +30,24 @@ pub type Name = heapless::String<NAME_LEN>;
 /// Names a node; stale after the node is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeId {
-    index: u16,
-    generation: u16,
+    pub(super) index: u16,
+    pub(super) generation: u16,
+}
+
+impl NodeId {
+    /// One word, never 0.
+    pub(super) fn pack(self) -> u32 {
+        u32::from(self.generation) << 16 | u32::from(self.index + 1)
+    }
+
+    /// What [`pack`](Self::pack) packed; `None` for 0.
+    pub(super) fn unpack(word: u32) -> Option<Self> {
+        let index = (word as u16).checked_sub(1)?;
+        Some(Self {
+            index,
+            generation: (word >> 16) as u16,
+        })
+    }
 }
 
 impl fmt::Display for NodeId {
@@ -63,8 +79,10 @@ pub struct NodeInfo {
     pub fast_zeroes: bool,
     /// A flush does something; otherwise completed writes are durable.
     pub writeback: bool,
-    /// Further request records that one request occupies below this node.
+    /// Spare records that one request may need at once, in this node and below.
     pub cost: u16,
+    /// Frames that one request may need at once, in this node and below.
+    pub depth: u8,
 }
 
 /// Allocation of a range, in NBD's `base:allocation` terms.
@@ -94,7 +112,10 @@ pub trait Layer: Sync {
     fn completed(&'static self, request: Request) -> Ascent;
 }
 
-/// A kind of node. All methods may be called on any core, `submit` and `completed` only from a context's loop.
+/// A kind of node.
+///
+/// `info`, `submit`, `block_status` and `completed` may be called on any core, from a context's loop. Everything else is called in the
+/// main loop only, and must neither poll nor change the graph (DRN-8).
 pub trait NodeDriver: Layer {
     /// Properties; cheap, no I/O.
     fn info(&self) -> NodeInfo;
@@ -112,106 +133,61 @@ pub trait NodeDriver: Layer {
             zero: false,
         }
     }
-}
 
-#[derive(Clone)]
-struct Entry {
-    generation: u16,
-    driver: Option<&'static dyn NodeDriver>,
-    name: Name,
-}
-
-impl Entry {
-    const EMPTY: Self = Self {
-        generation: 0,
-        driver: None,
-        name: Name::new(),
-    };
-}
-
-static ARENA: IrqLock<[Entry; NODES]> = IrqLock::new([const { Entry::EMPTY }; NODES]);
-
-/// Whether a name may be given: a letter first, then letters, digits, `-`, `.`, `_`.
-pub fn name_is_valid(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphabetic())
-        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
-        && name.len() <= NAME_LEN
-}
-
-/// Puts a node into the arena. Main loop only.
-///
-/// # Errors
-/// `Invalid` for a bad name, `Busy` for one in use, `NoMemory` when the arena is full.
-pub fn add(name: &str, driver: &'static dyn NodeDriver) -> Result<NodeId, BlockError> {
-    if !name_is_valid(name) {
-        return Err(BlockError::Invalid);
+    /// The ways to its children, by slot. Always the same.
+    fn links(&'static self) -> &'static [Link] {
+        &[]
     }
-    let mut arena = ARENA.lock();
-    if arena.iter().any(|e| e.driver.is_some() && e.name == name) {
-        return Err(BlockError::Busy);
+
+    /// A child was attached, replaced or taken away, or has new properties: take over size and limits.
+    fn child_changed(&'static self) {}
+
+    /// What it needs of the child in `slot`, and what it leaves to others there, given the same of all that stand above it. A filter
+    /// passes on.
+    fn permissions(&self, slot: usize, above: Permissions) -> Permissions {
+        let _ = slot;
+        above
     }
-    let (index, entry) = arena
-        .iter_mut()
-        .enumerate()
-        .find(|(_, e)| e.driver.is_none())
-        .ok_or(BlockError::NoMemory)?;
-    entry.driver = Some(driver);
-    entry.name.clear();
-    let _ = entry.name.write_str(name);
-    Ok(NodeId {
-        index: index as u16,
-        generation: entry.generation,
-    })
-}
 
-/// Takes a node out of the arena. Main loop only; refused while a backend uses it.
-///
-/// # Errors
-/// `NoMedium` for a stale id, `Busy` while in use.
-pub fn remove(id: NodeId) -> Result<(), BlockError> {
-    if super::backend::uses(id) {
-        return Err(BlockError::Busy);
+    /// A drained section begins, after everything above has heard of it; once, however sections nest (DRN-5, DRN-14). What waits in
+    /// the node must be let go: those above wait for it.
+    fn drain_begin(&'static self) {}
+
+    /// Whether the node has work of its own under way, or is still moving to another context. Who said yes calls
+    /// [`drain_kick`](super::drain_kick) when that is over.
+    fn drain_poll(&'static self) -> bool {
+        false
     }
-    let mut arena = ARENA.lock();
-    let entry = arena
-        .get_mut(id.index as usize)
-        .filter(|e| e.generation == id.generation);
-    let entry = entry
-        .filter(|e| e.driver.is_some())
-        .ok_or(BlockError::NoMedium)?;
-    entry.driver = None;
-    entry.generation = entry.generation.wrapping_add(1);
-    Ok(())
-}
 
-/// The node's driver, unless the id is stale.
-pub fn driver(id: NodeId) -> Option<&'static dyn NodeDriver> {
-    let arena = ARENA.lock();
-    arena
-        .get(id.index as usize)
-        .filter(|e| e.generation == id.generation)?
-        .driver
-}
+    /// The last drained section is over; before those above hear of it (DRN-11).
+    fn drain_end(&'static self) {}
 
-/// The node's name, unless the id is stale.
-pub fn name(id: NodeId) -> Option<Name> {
-    let arena = ARENA.lock();
-    let entry = arena
-        .get(id.index as usize)
-        .filter(|e| e.generation == id.generation && e.driver.is_some())?;
-    Some(entry.name.clone())
-}
+    /// Whether it can move to `core`'s context; what it needs there it takes now. Called before anybody moves (CTX-3).
+    ///
+    /// # Errors
+    /// What stands against it; then nothing has changed.
+    fn check_context(&'static self, core: CoreId) -> Result<(), BlockError> {
+        let _ = core;
+        Ok(())
+    }
 
-/// The node of that name.
-pub fn find(name: &str) -> Option<NodeId> {
-    let arena = ARENA.lock();
-    let (index, entry) = arena
-        .iter()
-        .enumerate()
-        .find(|(_, e)| e.driver.is_some() && e.name == name)?;
-    Some(NodeId {
-        index: index as u16,
-        generation: entry.generation,
-    })
+    /// Another node or a user refused: what [`check_context`](Self::check_context) took is given back (CS-9).
+    fn cancel_context(&'static self) {}
+
+    /// It leaves its context: timers, queues and handlers there are given up. It is quiet.
+    fn detach_context(&'static self) {}
+
+    /// It now belongs to `core`'s context. A move that goes on in other loops answers [`drain_poll`](Self::drain_poll) with yes until
+    /// it is over; the node stays drained as long.
+    fn attach_context(&'static self, core: CoreId) {
+        let _ = core;
+    }
+
+    /// Whether a user may delete it.
+    fn deletable(&self) -> bool {
+        true
+    }
+
+    /// It has left the graph: its instance is free for the next.
+    fn release(&'static self) {}
 }

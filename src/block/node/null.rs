@@ -5,11 +5,11 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo, add};
+use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo};
 use crate::aio::{self, Callback, Timer};
 use crate::arch::{self, CoreId};
 use crate::block::request::complete;
-use crate::block::{BlockError, Operation, Request, RequestQueue};
+use crate::block::{BlockError, Operation, Request, RequestQueue, graph};
 use crate::config::MAX_CORES;
 use crate::sync::{CachePadded, CoreArray, HomeCell};
 
@@ -55,7 +55,7 @@ pub fn create(name: &str, options: NullOptions) -> Result<NodeId, BlockError> {
     if !options.block.is_power_of_two() || !(512..=65536).contains(&options.block) {
         return Err(BlockError::Invalid);
     }
-    if super::find(name).is_some() || !super::name_is_valid(name) {
+    if graph::find(name).is_some() || !graph::name_is_valid(name) {
         return Err(BlockError::Invalid);
     }
     let (index, null) = ARENA
@@ -77,7 +77,7 @@ pub fn create(name: &str, options: NullOptions) -> Result<NodeId, BlockError> {
         .store(options.read_zeroes, Ordering::Relaxed);
     null.latency_ns.store(options.latency_ns, Ordering::Relaxed);
     let _ = index;
-    add(name, null)
+    Ok(graph::add(name, null)?)
 }
 
 /// Prepares the delays of `core`.
@@ -157,7 +157,12 @@ impl NodeDriver for Null {
             fast_zeroes: true,
             writeback: false,
             cost: 0,
+            depth: 0,
         }
+    }
+
+    fn release(&'static self) {
+        self.taken.store(false, Ordering::Release);
     }
 
     fn submit(&'static self, mut request: Request) {

@@ -11,9 +11,9 @@ use heapless::Vec;
 use spin::Once;
 use spin::mutex::SpinMutex;
 
-use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo, add};
+use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo};
 use crate::block::request::{RequestFlags, complete};
-use crate::block::{BlockError, Operation, Request};
+use crate::block::{BlockError, Operation, Request, graph};
 
 /// Ram nodes that can exist.
 const RAMS: usize = 4;
@@ -52,7 +52,7 @@ pub fn create(name: &str, memory: &'static mut [u8], block: u32) -> Result<NodeI
     {
         return Err(BlockError::Invalid);
     }
-    if super::find(name).is_some() || !super::name_is_valid(name) {
+    if graph::find(name).is_some() || !graph::name_is_valid(name) {
         return Err(BlockError::Invalid);
     }
     let ram = ARENA
@@ -64,7 +64,7 @@ pub fn create(name: &str, memory: &'static mut [u8], block: u32) -> Result<NodeI
         })
         .ok_or(BlockError::NoMemory)?;
     ram.memory.call_once(|| Memory::new(memory, block));
-    add(name, ram)
+    Ok(graph::add(name, ram)?)
 }
 
 impl Memory {
@@ -238,6 +238,7 @@ impl NodeDriver for Ram {
             fast_zeroes: true,
             writeback: false,
             cost: 0,
+            depth: 0,
         }
     }
 

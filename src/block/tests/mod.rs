@@ -197,7 +197,7 @@ impl Rig {
             on(0, || backend.delete()).unwrap();
         }
         for node in core::mem::take(&mut self.nodes) {
-            node::remove(node).unwrap();
+            on(0, || _ = graph::delete(node));
         }
         for core in 0..self.cores {
             assert_eq!(

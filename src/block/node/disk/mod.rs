@@ -427,7 +427,13 @@ impl NodeDriver for Disk {
             fast_zeroes: info.features.contains(DeviceFeatures::WRITE_ZEROES),
             writeback: self.writeback(),
             cost: 0,
+            depth: 1,
         }
+    }
+
+    /// A disk of the machine stays; one that only a test made may go.
+    fn deletable(&self) -> bool {
+        disk(self.index()).is_none_or(|listed| !core::ptr::eq(listed, self))
     }
 
     fn submit(&'static self, mut request: Request) {

@@ -9,7 +9,8 @@ use crate::aio::{self, BottomHalf, Callback};
 use crate::arch::CoreId;
 use crate::block::accounting::Totals;
 use crate::block::device::{BlockDevice, DeviceFeatures};
-use crate::block::node::{self, NodeId, NodeInfo};
+use crate::block::graph;
+use crate::block::node::{NodeId, NodeInfo};
 use crate::block::{BlockError, Operation, backend, token};
 use crate::config::DISKS;
 use crate::sync::IrqLock;
@@ -59,7 +60,7 @@ pub struct DiskView {
 /// Makes a device a disk: the next vdN, a node of that name. Main loop, or before the loops run; slot order from the top.
 ///
 /// # Errors
-/// `NoMemory` when there are too many; `Invalid` for a device with an impossible block size; those of [`node::add`].
+/// `NoMemory` when there are too many; `Invalid` for a device with an impossible block size; those of [`graph::add`].
 pub fn add_disk(
     device: &'static dyn BlockDevice,
     home: CoreId,
@@ -135,7 +136,7 @@ impl Disk {
             queue.cell.bind(core);
         }
         self.device.call_once(|| device);
-        let id = node::add(&self.name(), self)?;
+        let id = graph::add_at(&self.name(), self, home)?;
         self.node.call_once(|| id);
         device.attach(self);
         Ok(())
@@ -229,9 +230,12 @@ pub(super) fn kick() {
 }
 
 fn tell_sizes(_: usize) {
-    for backend in backend::backends() {
-        backend.refresh();
-    }
+    // What does not change costs a compare; which leaf is whose disk is not known here.
+    graph::for_each_node(|id| {
+        if graph::children(id).is_empty() {
+            graph::changed(id);
+        }
+    });
 }
 
 /// Once a second, from the watch: names the oldest request of a disk that has not answered for 30 s, once until it does.
