@@ -211,7 +211,7 @@ impl AioContext {
                 return false;
             }
             if word & RUNNING != 0 {
-                // Met by a poll inside its own step: stays queued for a later batch.
+                // Woken in its new home while it leaves the old one: stays queued for a later batch.
                 self.lanes.push(RECORDS + index);
                 return false;
             }
@@ -261,12 +261,26 @@ impl AioContext {
             self.retire(index);
             return;
         }
-        // From here on another core may run it.
-        slot.word.fetch_and(!RUNNING, Ordering::AcqRel);
-        if let Some(target) = target {
-            // A wake before this store queues it here, and we forward it.
-            slot.home.set(Some(target));
-            wake(index, generation);
+        let Some(target) = target else {
+            // From here on another core may run it.
+            slot.word.fetch_and(!RUNNING, Ordering::AcqRel);
+            return;
+        };
+        // A wake before this store queues it here, and we forward it.
+        slot.home.set(Some(target));
+        // No longer running and scheduled in one step, so that nobody schedules it elsewhere, and ends it, in between.
+        let mut word = slot.word.load(Ordering::Relaxed);
+        while let Err(now) = slot.word.compare_exchange_weak(
+            word,
+            (word & !RUNNING) | PENDING,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
+            word = now;
+        }
+        if word & PENDING == 0 {
+            target.lanes.push(RECORDS + index);
+            target.wake();
         }
     }
 

@@ -5,6 +5,8 @@
 #[cfg(preempt)]
 mod machine;
 #[cfg(preempt)]
+mod moving;
+#[cfg(preempt)]
 mod scenarios;
 
 #[cfg(not(preempt))]

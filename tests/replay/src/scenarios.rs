@@ -22,7 +22,7 @@ pub struct Scenario {
     pub check: fn(),
 }
 
-pub const ALL: [Scenario; 8] = [
+pub const ALL: [Scenario; 9] = [
     Scenario {
         name: "notify",
         cores: notify,
@@ -63,21 +63,22 @@ pub const ALL: [Scenario; 8] = [
         cores: waiting,
         check: waiting_check,
     },
+    super::moving::SCENARIO,
 ];
 
 /// Counters of a scenario; each seed runs in a process of its own, so they begin at 0.
 static COUNT: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
 
-fn add(counter: usize) -> usize {
+pub fn add(counter: usize) -> usize {
     COUNT[counter].fetch_add(1, SeqCst) + 1
 }
 
-fn get(counter: usize) -> usize {
+pub fn get(counter: usize) -> usize {
     COUNT[counter].load(SeqCst)
 }
 
 /// The context of `core`, attached before the race begins.
-fn attached(core: usize) -> &'static AioContext {
+pub fn attached(core: usize) -> &'static AioContext {
     let context = &aio::CONTEXTS[core];
     let mut state = CoreState::new(Some(core));
     state.swap();
@@ -86,7 +87,7 @@ fn attached(core: usize) -> &'static AioContext {
     context
 }
 
-fn body(f: impl FnOnce() + 'static) -> Body {
+pub fn body(f: impl FnOnce() + 'static) -> Body {
     Box::new(f)
 }
 
