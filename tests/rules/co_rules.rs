@@ -78,6 +78,28 @@ fn co_3_a_scheduled_coroutine_is_entered_once() {
 }
 
 #[test]
+fn co_4_a_wake_queues_and_never_enters() {
+    let (_core, ctx) = single();
+    let order = log();
+    let woken = ctx
+        .spawn("woken", async move {
+            aio::suspend().await;
+            order.push(2);
+        })
+        .unwrap();
+    while ctx.poll(false) {}
+    ctx.spawn("waker", async move {
+        assert!(woken.wake());
+        order.push(1);
+    })
+    .unwrap();
+    assert!(ctx.poll(false));
+    assert_eq!(order.take(), [1], "it goes on first");
+    assert!(ctx.poll(false));
+    assert_eq!(order.take(), [2]);
+}
+
+#[test]
 fn co_5_a_wake_before_the_yield_is_kept() {
     let (_machine, ctx) = stepped(2);
     let _zero = host::enter_core(0);

@@ -114,6 +114,7 @@ fn wait_2_9_a_kick_wakes_once_and_only_a_waiter() {
         for _ in 0..1_000 {
             aio::wait_kick();
         }
+        assert_eq!(main.stats().oneshots_in_use, 0, "one static record");
     })));
     assert!(!main.poll(true));
     assert_eq!(main.stats().kicks, 0, "nobody waited");

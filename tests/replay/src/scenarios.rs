@@ -61,7 +61,12 @@ pub const ALL: [Scenario; 9] = [
     Scenario {
         name: "wait-kick",
         cores: waiting,
-        check: waiting_check,
+        check: nothing_else,
+    },
+    Scenario {
+        name: "wait-work",
+        cores: work_of_others,
+        check: nothing_else,
     },
     super::moving::SCENARIO,
 ];
@@ -413,4 +418,37 @@ fn waiting() -> Vec<Body> {
     ]
 }
 
-fn waiting_check() {}
+/// It ended: nobody sleeps for ever.
+fn nothing_else() {}
+
+// --- wait_while for the end of work that other cores do for each other ---
+
+fn work_of_others() -> Vec<Body> {
+    attached(0);
+    attached(1);
+    let target = attached(2);
+    static DONE: fn(usize, WorkResult) = |_, _| ();
+    let finished = || {
+        let handle = *HANDLE.lock().expect("no panic");
+        handle.is_some_and(|handle| handle.is_finished())
+    };
+    vec![
+        body(move || {
+            wait_while(|| !finished());
+            aio::stop(target);
+        }),
+        // It does not run its loop, so the only kick after the work is that of its end.
+        body(move || {
+            let work = Callback::new(
+                &|_| {
+                    add(0);
+                },
+                0,
+            );
+            let handle = run_on(target, work, &DONE, 0).expect("a record");
+            *HANDLE.lock().expect("no panic") = Some(handle);
+            wait_kick();
+        }),
+        body(move || run_loop(target)),
+    ]
+}
