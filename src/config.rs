@@ -49,6 +49,12 @@ pub const MAX_CHILDREN: usize = 8;
 /// Callers that can wait at once for nodes to be drained.
 pub const DRAIN_WAITERS: usize = 32;
 
+/// Graph changes under way at once.
+pub const GRAPH_CHANGES: usize = 8;
+
+/// Drained sections of coroutines, on their way or on.
+pub const COROUTINE_DRAINS: usize = 16;
+
 /// Notifiers of context changes, over all nodes and backends.
 pub const CONTEXT_NOTIFIERS: usize = 32;
 

@@ -81,7 +81,7 @@ pub(crate) fn start(core: CoreId) -> Result<(), BlockError> {
         .map_err(|_| BlockError::NoMemory)?;
     *GATE_BH.get(core).lock() = Some(gates);
     if core == 0 {
-        graph::drain::start();
+        graph::drain::start()?;
         let main = context
             .bottom_half("drain", Callback::new(&advance_all, 0))
             .map_err(|_| BlockError::NoMemory)?;

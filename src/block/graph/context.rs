@@ -238,12 +238,21 @@ pub fn is_moving(id: NodeId) -> bool {
         .is_some_and(|place| STATE.with(|state| state.moving & (1 << place) != 0))
 }
 
+/// Calls `f` with every node that would move with `id`, itself included.
+pub(super) fn for_each_in_component(id: NodeId, mut f: impl FnMut(NodeId)) {
+    if let Some(place) = with(|graph| graph.place(id)) {
+        Component::of(place)
+            .nodes()
+            .for_each(|place| f(with(|graph| graph.id(place))));
+    }
+}
+
 fn home_at(place: u16) -> CoreId {
     with(|graph| CoreId::from(graph.node(place).home))
 }
 
 /// Moves the node, and all that hangs together with it, to `core`'s context. Main loop only, with all of it quiet: inside a drained
-/// section on it or over everything ([`super::change::move_begin`] brings that about).
+/// section on it or over everything ([`move_begin`](super::change::move_begin) brings that about).
 ///
 /// # Errors
 /// A stale id, something not quiet, a user that must stay, a node that refuses; nothing has moved then.

@@ -36,9 +36,11 @@ enum Target {
 static WAITING: HomeCell<Vec<(Target, Callback), DRAIN_WAITERS>> = HomeCell::new(Vec::new());
 
 /// Prepares the main loop's part.
-pub(crate) fn start() {
+pub(crate) fn start() -> Result<(), BlockError> {
     WAITING.bind(0);
     super::context::start();
+    super::change::start();
+    super::coroutine::start()
 }
 
 /// Sections over everything that are on.

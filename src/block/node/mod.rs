@@ -183,6 +183,12 @@ pub trait NodeDriver: Layer {
         let _ = core;
     }
 
+    /// The slot of the child that takes its place when it is removed from between; `None` for what is no filter. By default the only
+    /// child is.
+    fn filtered(&'static self) -> Option<usize> {
+        (self.links().len() == 1).then_some(0)
+    }
+
     /// Whether a user may delete it.
     fn deletable(&self) -> bool {
         true

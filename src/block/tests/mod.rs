@@ -2,6 +2,7 @@
 
 mod drain;
 mod durability;
+mod graph;
 mod model;
 mod paths;
 mod pool;
@@ -197,7 +198,7 @@ impl Rig {
             on(0, || backend.delete()).unwrap();
         }
         for node in core::mem::take(&mut self.nodes) {
-            on(0, || _ = graph::delete(node));
+            on(0, || _ = crate::block::graph::delete(node));
         }
         for core in 0..self.cores {
             assert_eq!(

@@ -422,7 +422,7 @@ fn the_registry_names_disks_in_order_and_finds_them_by_serial() {
     );
     assert!(find_disk("").is_none());
     assert_eq!(find_disk(&b.name()).map(Disk::index), Some(b.index()));
-    assert_eq!(graph::name(b.node()).unwrap(), b.name());
+    assert_eq!(crate::block::graph::name(b.node()).unwrap(), b.name());
     let mut bad = DeviceInfo::new(1 << 16);
     bad.logical_block = 520;
     assert!(matches!(

@@ -4,9 +4,13 @@
 //! writes that had ended when it was *submitted*, no later ones, as the virtio contract says.
 #![forbid(unsafe_code)]
 
+mod node;
+
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::vec::Vec;
+
+pub use node::{EXCLUSIVE, Heard, TestNode};
 
 use super::{
     BlockDevice, BlockError, DeviceEvents, DeviceInfo, Operation, Request, RequestFlags, complete,
