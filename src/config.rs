@@ -76,6 +76,12 @@ pub const REQUESTS_PER_CORE: usize = if cfg!(feature = "small") { 256 } else { 5
 /// Request records per core that are kept back for drain and shutdown.
 pub const REQUEST_RESERVED: usize = 4;
 
+/// Throttle nodes.
+pub const THROTTLES: usize = 16;
+
+/// Throttle groups, 1.5 KiB each.
+pub const THROTTLE_GROUPS: usize = 16;
+
 /// Data segments of one request.
 pub const MAX_SEGMENTS: usize = 16;
 

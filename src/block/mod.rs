@@ -19,6 +19,7 @@
 //! | [`device`] | what a disk driver implements |
 //! | [`accounting`] | counters |
 //! | [`mod@bench`] | a load generator over a backend |
+//! | [`throttle`] | leaky buckets and the groups that share them |
 //!
 //! The machine calls [`start_core`] on every core, then [`add_disk`] for each device, from the top slot down.
 //! Only `submit`, `complete` and what they call are on the path of a request.
@@ -42,6 +43,7 @@ pub mod request;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+pub mod throttle;
 mod token;
 mod watch;
 mod zero;

@@ -5,6 +5,7 @@
 //! | [`disk`] | a device behind [`BlockDevice`](super::BlockDevice): splitting, flush ordering, error latch | any core; the device's queue core for I/O |
 //! | [`ram`] | memory, with a bitmap of what is allocated | any core |
 //! | [`null`] | swallows writes, reads zeroes or nothing, after a chosen time | any core |
+//! | [`throttle`] | limits the rate of its group's members, with bursts; lets all go on drain | its context's core, where anything is limited |
 //!
 //! A node is a static object that implements [`NodeDriver`]; the [`graph`](super::graph) gives it a name and a generation-checked
 //! [`NodeId`], and links it with others.
@@ -13,6 +14,7 @@
 pub mod disk;
 pub mod null;
 pub mod ram;
+pub mod throttle;
 
 use core::fmt;
 
@@ -83,6 +85,24 @@ pub struct NodeInfo {
     pub cost: u16,
     /// Frames that one request may need at once, in this node and below.
     pub depth: u8,
+}
+
+impl NodeInfo {
+    /// Of a node that stands on nothing.
+    pub const NONE: Self = Self {
+        kind: "none",
+        size: 0,
+        logical_block: 512,
+        physical_block: 512,
+        optimal_io: 0,
+        discard_align: 0,
+        read_only: false,
+        discard: false,
+        fast_zeroes: false,
+        writeback: false,
+        cost: 0,
+        depth: 0,
+    };
 }
 
 /// Allocation of a range, in NBD's `base:allocation` terms.

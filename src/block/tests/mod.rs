@@ -7,6 +7,8 @@ mod model;
 mod paths;
 mod pool;
 mod threads;
+mod throttle;
+mod throttle_catalogue;
 
 use std::boxed::Box;
 use std::sync::Mutex;

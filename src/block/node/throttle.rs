@@ -1,0 +1,237 @@
+//! The throttle node: lets requests through to its child as fast as the limits of its group allow.
+//!
+//! It works in its context's core, where its timers are: requests of other cores cross, unless the group limits nothing. Flushes
+//! are never held up. What is held up goes at once when a drained section begins, and nothing is held up inside one (DRN-6).
+//!
+//! The limits are the group's ([`throttle`](crate::block::throttle)): several nodes that name one share them. A node without one
+//! has a group of its own name.
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
+use crate::aio::Callback;
+use crate::arch::{self, CoreId};
+use crate::block::graph::{self, Link, Reason, Refusal};
+use crate::block::request::complete;
+use crate::block::throttle::group::{self, Group, Waiter};
+use crate::block::throttle::{Direction, Timers};
+use crate::block::{BlockError, Request, core_state};
+use crate::config::THROTTLES;
+
+/// What a throttle node is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// What it stands on.
+    pub child: NodeId,
+    /// Whose limits hold; `None`: a group of the node's name. One that does not exist yet limits nothing until
+    /// [`configure`](crate::block::throttle::configure) is called.
+    pub group: Option<&'a str>,
+}
+
+/// A node that holds requests up.
+pub struct Throttle {
+    taken: AtomicBool,
+    /// Its place in the arena, and so in its group.
+    index: AtomicU32,
+    /// Its group's place, plus one; 0: none.
+    group: AtomicU32,
+    home: AtomicU32,
+    links: [Link; 1],
+    timers: Timers,
+}
+
+static ARENA: [Throttle; THROTTLES] = [const { Throttle::new() }; THROTTLES];
+
+/// Makes a throttle node on a child. Main loop only.
+///
+/// # Errors
+/// No node or group left, a bad group name, no timers left in the main context; those of [`graph::add`] and [`graph::attach`].
+pub fn create(name: &str, options: Options<'_>) -> Result<NodeId, Refusal> {
+    let refuse = |error| Refusal::new(name, Reason::Node(error));
+    let (index, throttle) = ARENA
+        .iter()
+        .enumerate()
+        .find(|(_, throttle)| !throttle.taken.swap(true, Ordering::AcqRel))
+        .ok_or_else(|| Refusal::new(name, Reason::NoRoom("throttle nodes")))?;
+    let prepared = (|| {
+        let group = group::join(options.group.unwrap_or(name), index, throttle)?;
+        throttle.index.store(index as u32, Ordering::Relaxed);
+        throttle.group.store(group as u32 + 1, Ordering::Relaxed);
+        throttle.home.store(0, Ordering::Relaxed);
+        throttle
+            .timers
+            .reserve(0, fired_of(index), &Direction::ALL)?;
+        throttle.timers.attach();
+        Ok(())
+    })();
+    if let Err(error) = prepared {
+        throttle.release();
+        return Err(refuse(error));
+    }
+    let id = graph::add(name, throttle).inspect_err(|_| throttle.release())?;
+    // From here on, deleting the node releases it.
+    graph::attach(id, 0, options.child).inspect_err(|_| {
+        let _ = graph::delete(id);
+    })?;
+    Ok(id)
+}
+
+/// The group of the throttle node that `driver` is, or `None` for another kind of node.
+pub fn group_of(driver: &'static dyn NodeDriver) -> Option<Name> {
+    let throttle = ARENA
+        .iter()
+        .find(|throttle| core::ptr::addr_eq(*throttle, driver))?;
+    Some(throttle.group()?.name())
+}
+
+/// What the timers of node number `index` call.
+fn fired_of(index: usize) -> [Callback; 2] {
+    Direction::ALL.map(|direction| Callback::new(&fired, index << 1 | direction.index()))
+}
+
+fn fired(argument: usize) {
+    let direction = Direction::ALL[argument & 1];
+    let index = argument >> 1;
+    if let Some(group) = ARENA.get(index).and_then(Throttle::group) {
+        group.fired(index, direction);
+    }
+}
+
+impl Throttle {
+    const fn new() -> Self {
+        Self {
+            taken: AtomicBool::new(false),
+            index: AtomicU32::new(0),
+            group: AtomicU32::new(0),
+            home: AtomicU32::new(0),
+            links: [Link::new()],
+            timers: Timers::new(),
+        }
+    }
+
+    fn index(&self) -> usize {
+        self.index.load(Ordering::Relaxed) as usize
+    }
+
+    #[inline]
+    fn group(&self) -> Option<&'static Group> {
+        let place = self.group.load(Ordering::Relaxed).checked_sub(1)?;
+        group::at(place as usize)
+    }
+
+    fn home(&self) -> CoreId {
+        self.home.load(Ordering::Relaxed) as CoreId
+    }
+
+    /// A request that is under the limits.
+    #[cold]
+    #[inline(never)]
+    fn limit(&'static self, group: &'static Group, direction: Direction, request: Request) {
+        let home = self.home();
+        if arch::current_core() != Some(home) {
+            return core_state::forward(home, request, self);
+        }
+        if let Some(request) = group.admit(self.index(), direction, request) {
+            self.links[0].submit(request);
+        }
+    }
+}
+
+impl Waiter for Throttle {
+    fn let_go(&self, request: Request) {
+        match self.links[0].driver() {
+            // From a bottom half there, so that a batch that goes at once does not run inside whatever let it go.
+            Some(child) => core_state::forward(self.home(), request, child),
+            None => complete(request, Err(BlockError::NoMedium)),
+        }
+    }
+
+    fn timers(&self) -> &Timers {
+        &self.timers
+    }
+}
+
+impl Layer for Throttle {
+    fn completed(&'static self, request: Request) -> Ascent {
+        // It pushes no frame.
+        Ascent::Up(request)
+    }
+}
+
+impl NodeDriver for Throttle {
+    fn info(&self) -> NodeInfo {
+        let child = self.links[0].driver();
+        NodeInfo {
+            kind: "throttle",
+            ..child.map_or(NodeInfo::NONE, |child| child.info())
+        }
+    }
+
+    #[inline]
+    fn submit(&'static self, request: Request) {
+        if let Some(group) = self.group()
+            && group.is_enabled()
+            && let Some(direction) = Direction::of(request.operation)
+        {
+            return self.limit(group, direction, request);
+        }
+        self.links[0].submit(request);
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> BlockStatus {
+        match self.links[0].driver() {
+            Some(child) => child.block_status(offset, len),
+            None => BlockStatus {
+                len,
+                hole: false,
+                zero: false,
+            },
+        }
+    }
+
+    fn links(&'static self) -> &'static [Link] {
+        &self.links
+    }
+
+    fn drain_begin(&'static self) {
+        if let Some(group) = self.group() {
+            group.suspend(self.index());
+        }
+    }
+
+    fn drain_end(&'static self) {
+        if let Some(group) = self.group() {
+            group.resume(self.index());
+        }
+    }
+
+    fn check_context(&'static self, core: CoreId) -> Result<(), BlockError> {
+        self.timers
+            .reserve(core, fired_of(self.index()), &Direction::ALL)
+    }
+
+    fn cancel_context(&'static self) {
+        self.timers.cancel_reserved();
+    }
+
+    fn detach_context(&'static self) {
+        // Drained, so nothing waits, and nobody arms them.
+        self.timers.detach();
+    }
+
+    fn attach_context(&'static self, core: CoreId) {
+        self.home.store(core as u32, Ordering::Relaxed);
+        self.timers.attach();
+    }
+
+    fn release(&'static self) {
+        if let Some(group) = self.group() {
+            group.leave(self.index());
+        }
+        self.group.store(0, Ordering::Relaxed);
+        self.timers.detach();
+        self.timers.cancel_reserved();
+        self.taken.store(false, Ordering::Release);
+    }
+}
