@@ -10,13 +10,14 @@
 //! | [`net`] | network card: frames on two queues |
 //! | [`blk`] | virtio-blk |
 //! | [`layout`] | where the parts of a virtqueue lie in memory |
+//! | `fake` | host only: a device made of memory, for tests and the simulation |
 //!
 //! `unsafe` is needed here because a ring is memory that someone else writes too.
 
 pub mod blk;
 pub mod dma;
-#[cfg(test)]
-pub(crate) mod fake;
+#[cfg(not(target_os = "none"))]
+pub mod fake;
 pub mod layout;
 pub mod mmio;
 pub mod net;

@@ -6,7 +6,9 @@ use std::vec::Vec;
 /// A chain that the device took.
 #[derive(Clone, Debug)]
 pub struct Chain {
+    /// Its first descriptor.
     pub head: u16,
+    /// Its parts, those that the device reads first.
     pub pieces: Vec<Piece>,
 }
 

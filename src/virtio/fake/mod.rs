@@ -41,13 +41,21 @@ struct Queue {
 
 /// The device's state; tests reach into it through [`FakeDevice::state`].
 pub struct State {
+    /// The device status register.
     pub status: u32,
+    /// Features that it offers.
     pub offered: u64,
+    /// Features that the driver took.
     pub accepted: u64,
+    /// FEATURES_OK does not stay set.
     pub refuse_features: bool,
+    /// How it answers a reset.
     pub reset: Reset,
+    /// The configuration space.
     pub config: Vec<u8>,
+    /// Counts changes of the configuration.
     pub generation: u32,
+    /// The interrupt status register.
     pub interrupt: u32,
     /// Times that the interrupt line went up.
     pub interrupts: u64,

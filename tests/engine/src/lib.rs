@@ -7,6 +7,7 @@
 //! | [`sockets`] | the transport: connections on TCP or UNIX sockets, served on one core |
 //! | [`device`] | a disk over memory or a file, with faults, holds and a log |
 //! | [`memory`] | a transport without sockets, stepped by one thread, for tests that must be exact |
+//! | [`wire`] | its connections: both ends of a stream in memory |
 //!
 //! The binary `ironthread-engine` serves disks to real clients; `tests/` holds the protocol's tests.
 
@@ -15,4 +16,4 @@ pub mod cores;
 pub mod device;
 pub mod memory;
 pub mod sockets;
-mod wire;
+pub mod wire;

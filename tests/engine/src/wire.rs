@@ -17,22 +17,30 @@ struct Waiting {
 }
 
 /// One connection, both ends.
-pub(crate) struct Wire {
+pub struct Wire {
+    /// Sent by the peer, not yet taken by the server.
     pub to_server: VecDeque<u8>,
     /// Longest piece that the server is lent at once.
     pub lend: usize,
+    /// The peer sends no more.
     pub peer_finished: bool,
+    /// The connection was reset.
     pub reset: bool,
     ring: VecDeque<u8>,
     waiting: VecDeque<Waiting>,
     /// Bytes that the peer still accepts.
     pub window: usize,
+    /// What the peer has, for it to read.
     pub delivered: Vec<u8>,
+    /// The server closed in order.
     pub closed: bool,
+    /// The server gave up.
     pub aborted: bool,
     /// Something changed since the last step.
     pub moved: bool,
+    /// When the server wants to be stepped again.
     pub deadline: Option<u64>,
+    /// The server was told that the connection is over.
     pub over: bool,
 }
 
@@ -43,6 +51,7 @@ impl Wire {
         self.ring.clear();
     }
 
+    /// An open connection on which nothing has moved yet.
     pub fn new() -> Self {
         Self {
             to_server: VecDeque::new(),
@@ -94,6 +103,12 @@ impl Wire {
             }
             any = true;
         }
+    }
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

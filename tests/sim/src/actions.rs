@@ -1,0 +1,237 @@
+//! What the main loop does at random moments: drained sections, resizing, exports that go and come, disks that break.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ironthread::aio::Callback;
+use ironthread::block::{self, DiskState};
+use ironthread::export::{self, RemoveMode, nbd};
+
+use crate::device::SECTORS;
+use crate::life::{World, on};
+
+/// Sections that have become quiet: of each export's backend, and last of everything.
+static QUIET: [AtomicU32; 9] = [const { AtomicU32::new(0) }; 9];
+const ALL: usize = 8;
+
+fn quiet(which: usize) {
+    QUIET[which].fetch_add(1, Ordering::SeqCst);
+}
+
+/// Drained sections on one backend, or on all.
+#[derive(Clone, Copy, Default)]
+struct Sections {
+    begun: u32,
+    ended: u32,
+}
+
+/// What was begun and not ended.
+pub struct Actions {
+    sections: Vec<Sections>,
+    all: Sections,
+    /// Exports that are gone, or going.
+    winding_up: bool,
+}
+
+impl Actions {
+    pub fn new(world: &World) -> Self {
+        assert!(world.exports.len() <= ALL);
+        Self {
+            sections: vec![Sections::default(); world.exports.len()],
+            all: Sections::default(),
+            winding_up: false,
+        }
+    }
+
+    pub fn draining(&self) -> bool {
+        self.all.begun > self.all.ended || self.sections.iter().any(|s| s.begun > s.ended)
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.winding_up && !self.draining()
+    }
+
+    pub fn describe(&self) -> String {
+        let quiet: Vec<_> = QUIET.iter().map(|q| q.load(Ordering::SeqCst)).collect();
+        let sections: Vec<_> = self.sections.iter().map(|s| (s.begun, s.ended)).collect();
+        format!(
+            "sections {sections:?} and {:?}, quiet {quiet:?}",
+            (self.all.begun, self.all.ended)
+        )
+    }
+
+    /// One of them, by chance.
+    pub fn some(&mut self, world: &mut World) -> Result<(), String> {
+        if self.winding_up {
+            return Ok(());
+        }
+        let export = world.random.below(world.exports.len());
+        let disk = world.random.below(world.disks.len());
+        let what = world.random.below(100);
+        world
+            .trace
+            .note("action", [what as u64, export as u64, disk as u64, 0]);
+        match what {
+            0..25 => self.begin(world, export),
+            25..60 => self.end(world, export),
+            60..65 => self.begin_all(),
+            65..75 => self.end_all(world),
+            75..80 => {
+                let mut state = world.disks[disk].port.state();
+                state.fail = 1 + world.random.below(3) as u32;
+            }
+            80..83 => {
+                let mut state = world.disks[disk].port.state();
+                state.silent = !state.silent;
+            }
+            83..85 => {
+                world.faults.reset[disk] = true;
+                world.disks[disk].port.ask_reset();
+            }
+            85..90 => self.operator(world, disk),
+            90..93 => {
+                let sim = &world.disks[disk];
+                let capacity = sim.port.state().capacity;
+                let room = (SECTORS - capacity) / sim.block as usize;
+                if room > 0 {
+                    let more = 1 + world.random.below(room.min(8));
+                    sim.port.grow(capacity + more * sim.block as usize);
+                }
+            }
+            _ => self.export(world, export),
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, world: &mut World, export: usize) {
+        let backend = world.exports[export].backend;
+        if self.sections[export].begun - self.sections[export].ended < 3 {
+            on(0, || backend.drain_begin(Callback::new(&quiet, export))).expect("a section begins");
+            self.sections[export].begun += 1;
+        }
+    }
+
+    /// Ends a section that has been quiet.
+    fn end(&mut self, world: &mut World, export: usize) {
+        if QUIET[export].load(Ordering::SeqCst) > self.sections[export].ended {
+            self.sections[export].ended += 1;
+            self.no_longer_quiet(world);
+            on(0, || world.exports[export].backend.drain_end());
+        }
+    }
+
+    fn begin_all(&mut self) {
+        if self.all.begun == self.all.ended {
+            on(0, || block::drain_all_begin(Callback::new(&quiet, ALL))).expect("a section begins");
+            self.all.begun += 1;
+        }
+    }
+
+    fn end_all(&mut self, world: &World) {
+        if QUIET[ALL].load(Ordering::SeqCst) > self.all.ended {
+            self.all.ended += 1;
+            self.no_longer_quiet(world);
+            on(0, block::drain_all_end);
+        }
+    }
+
+    /// Before a section ends: what comes from now on is no trespass.
+    fn no_longer_quiet(&self, world: &World) {
+        for disk in &world.disks {
+            disk.port.state().quiet = false;
+        }
+    }
+
+    /// The operator's `disk vdN reset`.
+    fn operator(&mut self, world: &mut World, disk: usize) {
+        let sim = &world.disks[disk];
+        if sim.disk.state() == DiskState::Failed || sim.port.state().silent {
+            world.faults.reset[disk] = true;
+        }
+        on(0, || sim.disk.reset());
+        world.cleared(disk);
+    }
+
+    fn export(&mut self, world: &mut World, n: usize) {
+        let export = &mut world.exports[n];
+        if export.present {
+            let mode = if world.random.chance(1, 2) {
+                RemoveMode::Hard
+            } else {
+                RemoveMode::Safe
+            };
+            let removed = on(0, || export::remove(&export.name, mode));
+            export.present = removed.is_err();
+            if removed == Ok(false) {
+                nbd::wake_all();
+            }
+        } else {
+            // Its last session may still have requests under way: then the name is in use.
+            export.present = on(0, || {
+                export::add(&export.name, "again", export.backend, true)
+            })
+            .is_ok();
+        }
+    }
+
+    /// After each step: checks what has to hold in a quiet section.
+    pub fn look(&mut self, world: &mut World) -> Result<(), String> {
+        if !self.draining() {
+            return Ok(());
+        }
+        let is_quiet: Vec<bool> = world
+            .exports
+            .iter()
+            .map(|export| on(0, || export.backend.is_quiet()))
+            .collect();
+        for (n, export) in world.exports.iter().enumerate() {
+            if !is_quiet[n] {
+                continue;
+            }
+            if export.backend.in_flight() != 0 {
+                return Err(format!(
+                    "{} is quiet with {} requests in flight",
+                    export.name,
+                    export.backend.in_flight()
+                ));
+            }
+            if world.at_block(n) != export.backend.parked() {
+                return Err(format!(
+                    "{} is quiet: its sessions wait for {} requests, {} are parked",
+                    export.name,
+                    world.at_block(n),
+                    export.backend.parked()
+                ));
+            }
+        }
+        for (n, disk) in world.disks.iter().enumerate() {
+            let all = world
+                .exports
+                .iter()
+                .zip(&is_quiet)
+                .all(|(export, quiet)| export.disk != n || *quiet);
+            let mut state = disk.port.state();
+            if all && state.pending() > 0 {
+                return Err(format!(
+                    "disk {n} has {} requests although all its users are quiet",
+                    state.pending()
+                ));
+            }
+            state.quiet = all;
+        }
+        Ok(())
+    }
+
+    /// Towards the end: sections that are quiet end, exports come back, disks are reset.
+    pub fn wind_up(&mut self, world: &mut World) {
+        self.winding_up = true;
+        for n in 0..world.exports.len() {
+            self.end(world, n);
+        }
+        self.end_all(world);
+        for n in 0..world.disks.len() {
+            if world.disks[n].disk.state() != DiskState::Online {
+                self.operator(world, n);
+            }
+        }
+    }
+}

@@ -1,0 +1,561 @@
+//! A simulated disk: the fake virtio device of `ironthread::virtio::fake` in front, a medium with a volatile cache behind.
+//!
+//! The driver above is the shipped one, rings and all. What the device does, and when, is decided by chance: it takes
+//! chains when it likes, executes them in any order, answers later still, fails some, and falls silent.
+//!
+//! The cache: each sector has what the medium holds, and the values that were written since and not flushed. A flush covers
+//! the writes that had been *answered* when the flush was made available, and no others: the least that the specification
+//! asks for. When power is lost each sector keeps any of its values, and of a write under way any of its sectors are done.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ironthread::virtio::fake::{Chain, FakeDevice, Reset};
+use ironthread::virtio::transport::{QueueAddresses, Transport, feature, status};
+
+use crate::oracle::SECTOR;
+use crate::random::Random;
+
+/// Sectors of the largest disk.
+pub const SECTORS: usize = 512;
+
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const ZEROES: u32 = 13;
+
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+
+/// Features of virtio-blk: SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES.
+const ALWAYS: u64 = 1 << 2 | 1 << 6 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14;
+const HAS_FLUSH: u64 = 1 << 9;
+
+/// What a disk is; the same in all lives of a seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Model {
+    pub queues: u16,
+    pub depth: u32,
+    pub legacy: bool,
+    pub indirect: bool,
+    pub event_index: bool,
+    pub block: u32,
+    /// It has a cache that flushes empty.
+    pub flush: bool,
+    /// A reset empties the cache, unwritten.
+    pub forgets: bool,
+    /// Confirms a reset when it likes.
+    pub slow_reset: bool,
+    /// Chains are seen late, not as soon as they are there.
+    pub lazy: bool,
+}
+
+impl Model {
+    pub fn new(random: &mut Random) -> Self {
+        Self {
+            queues: random.pick(&[1, 1, 2, 4]),
+            depth: random.pick(&[8, 16, 64, 256]),
+            legacy: random.chance(1, 4),
+            indirect: random.chance(3, 4),
+            event_index: random.chance(1, 2),
+            block: random.pick(&[512, 512, 4096]),
+            flush: !random.chance(1, 10),
+            forgets: random.chance(1, 2),
+            slow_reset: random.chance(1, 2),
+            lazy: random.chance(1, 4),
+        }
+    }
+}
+
+struct Sector {
+    visible: [u8; SECTOR],
+    durable: [u8; SECTOR],
+    /// Written since the last flush, with the number of the write.
+    unflushed: Vec<(usize, [u8; SECTOR])>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Taken,
+    Executed { status: u8, written: u32 },
+}
+
+struct Pending {
+    queue: u16,
+    chain: Chain,
+    kind: u32,
+    first: usize,
+    count: usize,
+    /// When it was made available.
+    available: u64,
+    write: Option<usize>,
+    stage: Stage,
+}
+
+/// What the scheduler and the checks know of a disk.
+pub struct State {
+    model: Model,
+    random: Random,
+    /// In sectors.
+    pub capacity: usize,
+    sectors: Vec<Sector>,
+    /// When each write was answered.
+    answered: Vec<u64>,
+    tick: u64,
+    pending: Vec<Pending>,
+    boot: bool,
+    resetting: bool,
+    broken: bool,
+    pub silent: bool,
+    /// So many of the next requests fail.
+    pub fail: u32,
+    /// Something went wrong that may have reached a client.
+    pub faults: u64,
+    /// The cache was lost in a reset, and nobody has looked yet.
+    pub lost: bool,
+    /// Every user of the disk is in a drained section: nothing may come.
+    pub quiet: bool,
+    /// What came all the same.
+    pub slipped: Option<String>,
+    /// Executed so far: reads, writes, flushes, others.
+    pub executed: [u64; 4],
+}
+
+/// The device as the driver sees it.
+pub struct Port {
+    device: &'static FakeDevice,
+    state: Mutex<State>,
+}
+
+impl Port {
+    /// A disk of `capacity` sectors that holds `image`. It lives for ever.
+    pub fn new(model: Model, capacity: usize, image: &[u8], random: Random) -> &'static Self {
+        let mut features = ALWAYS;
+        for (has, bit) in [
+            (model.flush, HAS_FLUSH),
+            (model.indirect, feature::INDIRECT_DESC),
+            (model.event_index, feature::EVENT_INDEX),
+        ] {
+            features |= if has { bit } else { 0 };
+        }
+        let queues = usize::from(model.queues);
+        let device = FakeDevice::new(2, model.legacy, queues, model.depth, features);
+        {
+            let mut state = device.state();
+            if model.slow_reset {
+                state.reset = Reset::Late;
+            }
+            let c = &mut state.config;
+            c[0..8].copy_from_slice(&(capacity as u64).to_le_bytes());
+            c[12..16].copy_from_slice(&126u32.to_le_bytes());
+            c[20..24].copy_from_slice(&model.block.to_le_bytes());
+            c[34..36].copy_from_slice(&model.queues.to_le_bytes());
+            c[36..40].copy_from_slice(&64u32.to_le_bytes());
+            c[44..48].copy_from_slice(&8u32.to_le_bytes());
+            c[48..52].copy_from_slice(&96u32.to_le_bytes());
+            c[56] = 1;
+        }
+        let sectors = image
+            .chunks_exact(SECTOR)
+            .map(|bytes| {
+                let bytes = bytes.try_into().expect("a sector");
+                Sector {
+                    visible: bytes,
+                    durable: bytes,
+                    unflushed: Vec::new(),
+                }
+            })
+            .collect();
+        let state = State {
+            model,
+            random,
+            capacity,
+            sectors,
+            answered: Vec::new(),
+            tick: 1,
+            pending: Vec::new(),
+            boot: true,
+            resetting: false,
+            broken: false,
+            silent: false,
+            fail: 0,
+            faults: 0,
+            lost: false,
+            quiet: false,
+            slipped: None,
+            executed: [0; 4],
+        };
+        Box::leak(Box::new(Self {
+            device,
+            state: Mutex::new(state),
+        }))
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The driver is up.
+    pub fn booted(&self) {
+        self.state().boot = false;
+    }
+
+    pub fn line(&self) -> bool {
+        self.device.line()
+    }
+
+    /// After each turn of a core: what has become available is noted now, so that a flush covers nothing that is answered
+    /// later. A lazy device looks when it is its turn, and covers more.
+    pub fn observe(&self) {
+        let mut state = self.state();
+        if !state.model.lazy {
+            state.look(self.device);
+        }
+    }
+
+    /// One step of the device's own. Says what it did: a letter and a place; `None`: nothing.
+    pub fn step(&self) -> Option<(char, u64)> {
+        let mut state = self.state();
+        if state.resetting && state.random.chance(1, 20) {
+            state.reset(self.device);
+            return Some(('R', 0));
+        }
+        if state.model.lazy && state.random.chance(1, 2) {
+            state.look(self.device);
+        }
+        if state.silent || state.broken || state.pending.is_empty() {
+            return None;
+        }
+        let count = state.pending.len();
+        // Mostly in order, often not.
+        let n = if state.random.chance(1, 2) {
+            0
+        } else {
+            state.random.below(count)
+        };
+        if state.pending[n].stage == Stage::Taken {
+            state.execute(n);
+            if state.random.chance(1, 4) {
+                return Some(('x', state.pending[n].first as u64));
+            }
+        }
+        let first = state.pending[n].first;
+        state.answer(self.device, n);
+        Some(('a', first as u64))
+    }
+
+    /// The device breaks and asks for a reset, unless it is being reset: only one that runs breaks.
+    pub fn ask_reset(&self) {
+        if self.device.status() & status::DRIVER_OK == 0 || self.state().resetting {
+            return;
+        }
+        {
+            let mut state = self.state();
+            state.broken = true;
+            state.faults += 1;
+        }
+        self.device.needs_reset();
+    }
+
+    /// It becomes larger.
+    pub fn grow(&self, capacity: usize) {
+        self.state().capacity = capacity;
+        self.device
+            .change_config(|c| c[0..8].copy_from_slice(&(capacity as u64).to_le_bytes()));
+    }
+}
+
+impl State {
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether a flush is with the device.
+    pub fn flushing(&self) -> bool {
+        self.pending.iter().any(|p| p.kind == FLUSH)
+    }
+
+    /// What a read sees.
+    pub fn visible(&self) -> Vec<u8> {
+        self.sectors.iter().flat_map(|s| s.visible).collect()
+    }
+
+    fn look(&mut self, device: &FakeDevice) {
+        self.tick += 1;
+        for queue in 0..self.model.queues {
+            device.look(queue, usize::MAX);
+            while let Some(chain) = device.take(queue, 0) {
+                self.took(queue, chain);
+            }
+        }
+    }
+
+    fn took(&mut self, queue: u16, chain: Chain) {
+        let input = chain.readable();
+        let word = |at: usize| u32::from_le_bytes(input[at..at + 4].try_into().expect("4 bytes"));
+        let long = |at: usize| u64::from_le_bytes(input[at..at + 8].try_into().expect("8 bytes"));
+        let kind = word(0);
+        let (first, bytes) = match kind {
+            READ => (long(8), chain.room() as usize - 1),
+            WRITE => (long(8), input.len() - 16),
+            DISCARD | ZEROES => (long(16), word(24) as usize * SECTOR),
+            _ => (0, 0),
+        };
+        let (first, count) = (first as usize, bytes / SECTOR);
+        if self.quiet {
+            self.slipped = Some(format!("request {kind} for sector {first}+{count}"));
+        }
+        assert!(
+            first + count <= self.capacity,
+            "a request beyond the end: {first}+{count} of {}",
+            self.capacity
+        );
+        let block = self.model.block as usize / SECTOR;
+        assert!(
+            first % block == 0 && count % block == 0,
+            "a request of part of a block: {first}+{count}"
+        );
+        self.pending.push(Pending {
+            queue,
+            chain,
+            kind,
+            first,
+            count,
+            available: self.tick,
+            write: None,
+            stage: Stage::Taken,
+        });
+    }
+
+    fn execute(&mut self, n: usize) {
+        let (kind, first, count) = {
+            let p = &self.pending[n];
+            (p.kind, p.first, p.count)
+        };
+        let fails = self.fail > 0 && kind != GET_ID;
+        if fails {
+            self.fail -= 1;
+            self.faults += 1;
+        }
+        let mut written = 1;
+        match kind {
+            READ if !fails => {
+                let data: Vec<u8> = self.sectors[first..first + count]
+                    .iter()
+                    .flat_map(|s| s.visible)
+                    .collect();
+                self.pending[n].chain.write(0, &data);
+                written += data.len() as u32;
+                self.executed[0] += 1;
+            }
+            WRITE | ZEROES | DISCARD => {
+                self.write(n, fails);
+                self.executed[if kind == WRITE { 1 } else { 3 }] += 1;
+            }
+            FLUSH => {
+                // One that fails may have done its work, for some sectors.
+                let available = self.pending[n].available;
+                for i in 0..self.sectors.len() {
+                    if !fails || self.random.chance(1, 2) {
+                        self.persist(i, available);
+                    }
+                }
+                self.executed[2] += 1;
+            }
+            GET_ID => {
+                self.pending[n]
+                    .chain
+                    .write(0, b"simulated\0\0\0\0\0\0\0\0\0\0\0");
+                written += 20;
+            }
+            _ => {}
+        }
+        let status = if fails { IO_ERROR } else { OK };
+        self.pending[n].stage = Stage::Executed { status, written };
+    }
+
+    /// Puts a write into the cache; of one that does not end well, some sectors.
+    fn write(&mut self, n: usize, partly: bool) {
+        let (kind, first, count) = {
+            let p = &self.pending[n];
+            (p.kind, p.first, p.count)
+        };
+        let number = self.answered.len();
+        self.answered.push(u64::MAX);
+        self.pending[n].write = Some(number);
+        let mut data = self.pending[n].chain.readable().split_off(16);
+        if kind != WRITE {
+            data = vec![0; count * SECTOR];
+        }
+        // What a discard leaves is the device's affair.
+        if kind == DISCARD && self.random.chance(1, 2) {
+            return;
+        }
+        for (i, bytes) in data.chunks_exact(SECTOR).enumerate() {
+            if partly && self.random.chance(1, 2) {
+                continue;
+            }
+            let sector = &mut self.sectors[first + i];
+            let bytes = bytes.try_into().expect("a sector");
+            sector.visible = bytes;
+            sector.unflushed.push((number, bytes));
+        }
+    }
+
+    /// Makes durable what was answered before `before`.
+    fn persist(&mut self, sector: usize, before: u64) {
+        let sector = &mut self.sectors[sector];
+        let answered = &self.answered;
+        if let Some(last) = sector
+            .unflushed
+            .iter()
+            .rposition(|(n, _)| answered[*n] < before)
+        {
+            sector.durable = sector.unflushed[last].1;
+            sector.unflushed.drain(..=last);
+        }
+    }
+
+    fn answer(&mut self, device: &FakeDevice, n: usize) {
+        let p = self.pending.remove(n);
+        let Stage::Executed { status, written } = p.stage else {
+            unreachable!("answered before it was executed");
+        };
+        self.tick += 1;
+        if let Some(write) = p.write {
+            self.answered[write] = self.tick;
+            if !self.model.flush {
+                for i in p.first..p.first + p.count {
+                    self.persist(i, self.tick + 1);
+                }
+            }
+        }
+        p.chain.write(p.chain.room() as usize - 1, &[status]);
+        device.answer(p.queue, &[(u32::from(p.chain.head), written)]);
+    }
+
+    /// Whatever is under way ends here: of each write that was not executed, any part is done.
+    fn drop_pending(&mut self) {
+        for n in 0..self.pending.len() {
+            let p = &self.pending[n];
+            if p.stage == Stage::Taken
+                && [WRITE, ZEROES, DISCARD].contains(&p.kind)
+                && self.random.chance(1, 2)
+            {
+                self.write(n, true);
+            }
+        }
+        self.pending.clear();
+    }
+
+    fn reset(&mut self, device: &FakeDevice) {
+        self.drop_pending();
+        self.faults += 1;
+        self.resetting = false;
+        self.broken = false;
+        self.silent = false;
+        if self.model.forgets && self.model.flush {
+            self.lose();
+            self.lost = true;
+        }
+        if self.model.slow_reset {
+            device.confirm_reset();
+        }
+    }
+
+    /// Each sector keeps any of the values that it may have.
+    fn lose(&mut self) {
+        let mode = self.random.below(4);
+        for sector in &mut self.sectors {
+            let values = sector.unflushed.len();
+            let keep = match mode {
+                0 => 0,
+                1 => values,
+                _ => self.random.below(values + 1),
+            };
+            if keep > 0 {
+                sector.durable = sector.unflushed[keep - 1].1;
+            }
+            sector.visible = sector.durable;
+            sector.unflushed.clear();
+        }
+    }
+
+    /// Power is lost. What is left.
+    pub fn cut(&mut self) -> Vec<u8> {
+        self.drop_pending();
+        self.lose();
+        self.visible()
+    }
+}
+
+impl Transport for Port {
+    fn device_type(&self) -> u32 {
+        self.device.device_type()
+    }
+    fn is_legacy(&self) -> bool {
+        self.device.is_legacy()
+    }
+    fn status(&self) -> u32 {
+        self.device.status()
+    }
+    fn set_status(&self, status: u32) {
+        self.device.set_status(status);
+        if status != 0 {
+            return;
+        }
+        let mut state = self.state();
+        if state.boot {
+            if state.model.slow_reset {
+                self.device.confirm_reset();
+            }
+        } else if state.model.slow_reset {
+            state.resetting = true;
+        } else {
+            state.reset(self.device);
+        }
+    }
+    fn device_features(&self) -> u64 {
+        self.device.device_features()
+    }
+    fn set_driver_features(&self, features: u64) {
+        self.device.set_driver_features(features);
+    }
+    fn queue_max(&self, queue: u16) -> u32 {
+        self.device.queue_max(queue)
+    }
+    fn set_queue(&self, queue: u16, depth: u16, addresses: &QueueAddresses) {
+        self.device.set_queue(queue, depth, addresses);
+    }
+    fn config_u8(&self, offset: usize) -> u8 {
+        self.device.config_u8(offset)
+    }
+    fn config_u16(&self, offset: usize) -> u16 {
+        self.device.config_u16(offset)
+    }
+    fn config_u32(&self, offset: usize) -> u32 {
+        self.device.config_u32(offset)
+    }
+    fn config_generation(&self) -> u32 {
+        self.device.config_generation()
+    }
+    fn notify(&self, queue: u16) {
+        self.device.notify(queue);
+        let mut state = self.state();
+        if state.boot {
+            // The driver waits for the disk's name, and nobody else runs.
+            state.look(self.device);
+            while !state.pending.is_empty() {
+                state.execute(0);
+                state.answer(self.device, 0);
+            }
+        }
+    }
+    fn interrupt_status(&self) -> u32 {
+        self.device.interrupt_status()
+    }
+    fn interrupt_ack(&self, bits: u32) {
+        self.device.interrupt_ack(bits);
+    }
+}
