@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::aio::Callback;
+use crate::block::graph;
 use crate::block::node::throttle::{Options, create, group_of};
 use crate::block::throttle::{Config, GroupError, Kind, Limit, Unfit, configure, remove_group};
 use crate::config::{THROTTLES, TIMERS};

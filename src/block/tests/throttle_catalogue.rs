@@ -4,6 +4,7 @@ use std::borrow::ToOwned;
 
 use super::*;
 use crate::aio::Callback;
+use crate::block::graph;
 use crate::block::throttle::bucket::NANO;
 use crate::block::throttle::config::MOST;
 use crate::block::throttle::{Bucket, Config, Direction, Kind, Limit, State, Timers, Unfit};
