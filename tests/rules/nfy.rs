@@ -254,8 +254,10 @@ fn nfy_7_a_stop_that_comes_before_the_loop_is_not_lost() {
         let _one = host::enter_core(1);
         aio::stop(ctx);
     });
+    let kicks = ctx.stats().kicks;
     aio::run_loop(ctx);
     assert!(!aio::is_running(ctx));
+    assert_eq!(ctx.stats().kicks, kicks + 1, "it woke the sleeper");
 }
 
 #[test]
