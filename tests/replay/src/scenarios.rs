@@ -22,7 +22,7 @@ pub struct Scenario {
     pub check: fn(),
 }
 
-pub const ALL: [Scenario; 9] = [
+pub const ALL: [Scenario; 10] = [
     Scenario {
         name: "notify",
         cores: notify,
