@@ -1,4 +1,5 @@
-//! What the main loop does at random moments: drained sections, resizing, exports that go and come, disks that break.
+//! What the main loop does at random moments: drained sections, resizing, exports that go and come, disks that break, changes of
+//! the graph.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -6,6 +7,7 @@ use ironthread::aio::Callback;
 use ironthread::block::{self, DiskState};
 use ironthread::export::{self, RemoveMode, nbd};
 
+use crate::changes::Changes;
 use crate::device::SECTORS;
 use crate::life::{World, on};
 
@@ -28,7 +30,7 @@ struct Sections {
 pub struct Actions {
     sections: Vec<Sections>,
     all: Sections,
-    /// Exports that are gone, or going.
+    pub changes: Changes,
     winding_up: bool,
 }
 
@@ -38,6 +40,7 @@ impl Actions {
         Self {
             sections: vec![Sections::default(); world.exports.len()],
             all: Sections::default(),
+            changes: Changes::default(),
             winding_up: false,
         }
     }
@@ -47,15 +50,16 @@ impl Actions {
     }
 
     pub fn is_over(&self) -> bool {
-        self.winding_up && !self.draining()
+        self.winding_up && !self.draining() && self.changes.is_over()
     }
 
     pub fn describe(&self) -> String {
         let quiet: Vec<_> = QUIET.iter().map(|q| q.load(Ordering::SeqCst)).collect();
         let sections: Vec<_> = self.sections.iter().map(|s| (s.begun, s.ended)).collect();
         format!(
-            "sections {sections:?} and {:?}, quiet {quiet:?}",
-            (self.all.begun, self.all.ended)
+            "sections {sections:?} and {:?}, quiet {quiet:?}, {}",
+            (self.all.begun, self.all.ended),
+            self.changes.describe()
         )
     }
 
@@ -71,11 +75,12 @@ impl Actions {
             .trace
             .note("action", [what as u64, export as u64, disk as u64, 0]);
         match what {
-            0..25 => self.begin(world, export),
-            25..60 => self.end(world, export),
-            60..65 => self.begin_all(),
-            65..75 => self.end_all(world),
-            75..80 => {
+            0..17 => self.begin(world, export),
+            17..40 => self.end(world, export),
+            40..44 => self.begin_all(),
+            44..54 => self.end_all(),
+            54..76 => self.changes.some(world),
+            76..80 => {
                 let mut state = world.disks[disk].port.state();
                 state.fail = 1 + world.random.below(3) as u32;
             }
@@ -114,7 +119,6 @@ impl Actions {
     fn end(&mut self, world: &mut World, export: usize) {
         if QUIET[export].load(Ordering::SeqCst) > self.sections[export].ended {
             self.sections[export].ended += 1;
-            self.no_longer_quiet(world);
             on(0, || world.exports[export].backend.drain_end());
         }
     }
@@ -126,18 +130,10 @@ impl Actions {
         }
     }
 
-    fn end_all(&mut self, world: &World) {
+    fn end_all(&mut self) {
         if QUIET[ALL].load(Ordering::SeqCst) > self.all.ended {
             self.all.ended += 1;
-            self.no_longer_quiet(world);
             on(0, block::drain_all_end);
-        }
-    }
-
-    /// Before a section ends: what comes from now on is no trespass.
-    fn no_longer_quiet(&self, world: &World) {
-        for disk in &world.disks {
-            disk.port.state().quiet = false;
         }
     }
 
@@ -175,16 +171,10 @@ impl Actions {
 
     /// After each step: checks what has to hold in a quiet section.
     pub fn look(&mut self, world: &mut World) -> Result<(), String> {
-        if !self.draining() {
-            return Ok(());
-        }
-        let is_quiet: Vec<bool> = world
-            .exports
-            .iter()
-            .map(|export| on(0, || export.backend.is_quiet()))
-            .collect();
+        self.changes.look(world);
+        world.look_for_quiet();
         for (n, export) in world.exports.iter().enumerate() {
-            if !is_quiet[n] {
+            if !world.quiet[n] {
                 continue;
             }
             if export.backend.in_flight() != 0 {
@@ -204,19 +194,13 @@ impl Actions {
             }
         }
         for (n, disk) in world.disks.iter().enumerate() {
-            let all = world
-                .exports
-                .iter()
-                .zip(&is_quiet)
-                .all(|(export, quiet)| export.disk != n || *quiet);
-            let mut state = disk.port.state();
-            if all && state.pending() > 0 {
+            let state = disk.port.state();
+            if state.quiet && state.pending() > 0 {
                 return Err(format!(
                     "disk {n} has {} requests although all its users are quiet",
                     state.pending()
                 ));
             }
-            state.quiet = all;
         }
         Ok(())
     }
@@ -227,11 +211,13 @@ impl Actions {
         for n in 0..world.exports.len() {
             self.end(world, n);
         }
-        self.end_all(world);
+        self.end_all();
+        self.changes.wind_up();
         for n in 0..world.disks.len() {
             if world.disks[n].disk.state() != DiskState::Online {
                 self.operator(world, n);
             }
         }
+        world.look_for_quiet();
     }
 }

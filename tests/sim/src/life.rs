@@ -75,6 +75,8 @@ pub struct World {
     clients: Vec<Client>,
     oracle: Oracle,
     pub faults: Faults,
+    /// Exports whose backend is quiet in a drained section.
+    pub quiet: Vec<bool>,
     next_version: u32,
     next_op: u64,
     stopping: bool,
@@ -116,6 +118,8 @@ pub fn live(
         .map(|d| d.blk.counters().resets)
         .sum::<u64>();
     shared.counts[3] += world.admissions;
+    shared.counts[4] += actions.changes.made;
+    shared.counts[5] += actions.changes.refused;
     result
 }
 
@@ -189,6 +193,7 @@ impl World {
             cores: machine.cores,
             network: machine.network,
             disks,
+            quiet: vec![false; exports.len()],
             exports,
             clients: (0..machine.clients).map(Client::new).collect(),
             oracle: Oracle::new(&images),
@@ -215,7 +220,7 @@ impl World {
         shared: &mut Shared,
     ) -> Result<(), String> {
         // Into what the power cut is to fall, if it can.
-        let wanted = (seed as usize + number as usize) % 4;
+        let wanted = (seed as usize + number as usize) % 6;
         let steps = 200 + self.random.below(3000);
         let end = steps + 2000;
         for step in 0..end {
@@ -224,7 +229,7 @@ impl World {
                 continue;
             }
             let during = self.during(actions);
-            if last || wanted == 3 || during & 1 << wanted != 0 && self.random.chance(1, 6) {
+            if last || wanted == 5 || during & 1 << wanted != 0 && self.random.chance(1, 6) {
                 break;
             }
         }
@@ -254,7 +259,11 @@ impl World {
         let fua = client(|_, fua| fua);
         let flush = client(|kind, _| kind == command::FLUSH)
             && self.disks.iter().any(|d| d.port.state().flushing());
-        u32::from(actions.draining()) | u32::from(fua) << 1 | u32::from(flush) << 2
+        u32::from(actions.draining())
+            | u32::from(actions.changes.moving()) << 1
+            | u32::from(fua) << 2
+            | u32::from(flush) << 3
+            | u32::from(actions.changes.changing()) << 4
     }
 
     /// One step of the world.
@@ -290,10 +299,27 @@ impl World {
         let progress = on(core, || aio::context(core).poll(false));
         self.trace
             .note("poll", [core as u64, u64::from(progress), 0, 0]);
+        if core == 0 {
+            // It may have ended a section: what comes then is no trespass.
+            self.look_for_quiet();
+        }
         for disk in &self.disks {
             disk.port.observe();
         }
         progress
+    }
+
+    /// Which backends are quiet, and so which disks have no user.
+    pub fn look_for_quiet(&mut self) {
+        on(0, || {
+            for (quiet, export) in self.quiet.iter_mut().zip(&self.exports) {
+                *quiet = export.backend.is_quiet();
+            }
+        });
+        for (n, disk) in self.disks.iter().enumerate() {
+            let mut users = self.exports.iter().zip(&self.quiet);
+            disk.port.state().quiet = users.all(|(export, quiet)| export.disk != n || *quiet);
+        }
     }
 
     fn disk_step(&mut self, n: usize) -> Result<(), String> {

@@ -7,6 +7,7 @@
 //! memory that all share.
 
 mod actions;
+mod changes;
 mod client;
 mod device;
 mod life;
@@ -219,7 +220,7 @@ fn main() -> ExitCode {
     let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     let (seeds, failed) = (get(&totals.seeds), get(&totals.failed) + lost);
     println!(
-        "{seeds} seeds, {} lives, {} events, {} run twice; {} answers, {} of them errors; {} disk resets, {} admissions; {:.1} s",
+        "{seeds} seeds, {} lives, {} events, {} run twice; {} answers, {} of them errors; {} disk resets, {} admissions; {} graph changes, {} refused; {:.1} s",
         get(&totals.lives),
         get(&totals.events),
         get(&totals.repeated),
@@ -227,6 +228,8 @@ fn main() -> ExitCode {
         get(&totals.counts[1]),
         get(&totals.counts[2]),
         get(&totals.counts[3]),
+        get(&totals.counts[4]),
+        get(&totals.counts[5]),
         begun.elapsed().as_secs_f64()
     );
     let mut missing = false;

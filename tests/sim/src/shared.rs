@@ -10,7 +10,7 @@ use crate::oracle::SECTOR;
 const MESSAGE: usize = 1024;
 
 /// What a power cut can fall into.
-pub const KINDS: [&str; 3] = ["drain", "FUA", "flush"];
+pub const KINDS: [&str; 5] = ["drain", "move", "FUA", "flush", "graph change"];
 
 /// One worker's part. All zeroes is a fresh one.
 #[repr(C)]
@@ -25,8 +25,9 @@ pub struct Shared {
     pub events: u64,
     /// Into what the cuts of this seed fell, one bit a kind.
     pub cuts: u32,
-    /// Requests answered, errors among them, resets of disks, admissions after a broken connection.
-    pub counts: [u64; 4],
+    /// Requests answered, errors among them, resets of disks, admissions, changes of the graph
+    /// made and refused.
+    pub counts: [u64; 6],
     failed: u32,
     length: u32,
     message: [u8; MESSAGE],
@@ -64,7 +65,7 @@ impl Shared {
         self.hash = 0xcbf2_9ce4_8422_2325;
         self.events = 0;
         self.cuts = 0;
-        self.counts = [0; 4];
+        self.counts = [0; 6];
         self.failed = 0;
         self.length = 0;
     }
@@ -91,7 +92,7 @@ pub struct Totals {
     pub events: AtomicU64,
     pub repeated: AtomicU64,
     pub cuts: [AtomicU64; KINDS.len()],
-    pub counts: [AtomicU64; 4],
+    pub counts: [AtomicU64; 6],
 }
 
 impl Totals {
