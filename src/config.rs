@@ -67,6 +67,33 @@ pub const BACKENDS: usize = 48;
 /// Disks (devices) that can be attached.
 pub const DISKS: usize = 32;
 
+/// Partitions that are found on one disk; a table's further ones are counted and left out.
+pub const PARTITIONS_PER_DISK: usize = if cfg!(feature = "small") { 8 } else { 32 };
+
+/// Partitions that are offered, over all disks.
+pub const OFFERS: usize = if cfg!(feature = "small") { 32 } else { 128 };
+
+/// Disks whose partition tables are read at the same time; one that does not answer keeps its place until it is reset.
+pub const SCANS: usize = 4;
+
+/// Partition nodes.
+pub const PARTITIONS: usize = 32;
+
+/// Concat nodes.
+pub const CONCATS: usize = 4;
+
+/// Delay nodes, each with a timer on every core.
+pub const DELAYS: usize = 8;
+
+/// Error nodes.
+pub const ERRORS: usize = 8;
+
+/// Rules of one error node.
+pub const ERROR_RULES: usize = 8;
+
+/// Pages of 4 KiB for ram nodes that are made without memory of their own.
+pub const RAM_PAGES: usize = if cfg!(feature = "small") { 16 } else { 128 };
+
 /// Request records per core, 1.4 KiB each: 5.6 MiB for 8 cores (small profile: 2.8 MiB). Whoever finds none waits.
 ///
 /// On the network's core each of the 16 sessions is sure of 15 of the 512 (small profile: each of 4 of 31 of the 256); the

@@ -81,6 +81,7 @@ pub fn start_core(core: CoreId) -> Result<(), BlockError> {
     }
     node::disk::start(core)?;
     node::null::start(core)?;
+    node::delay::start(core)?;
     drain::start(core)?;
     core_state::start(core)?;
     if core == 0 {

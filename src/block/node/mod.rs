@@ -6,13 +6,22 @@
 //! | [`ram`] | memory, with a bitmap of what is allocated | any core |
 //! | [`null`] | swallows writes, reads zeroes or nothing, after a chosen time | any core |
 //! | [`throttle`] | limits the rate of its group's members, with bursts; lets all go on drain | its context's core, where anything is limited |
+//! | [`partition`] | a part of its child | any core |
+//! | [`concat`] | its children one after another | any core |
+//! | [`delay`] | holds requests for a time | any core |
+//! | [`error`] | fails requests by rule | any core |
 //!
 //! A node is a static object that implements [`NodeDriver`]; the [`graph`](super::graph) gives it a name and a generation-checked
 //! [`NodeId`], and links it with others.
 #![forbid(unsafe_code)]
 
+pub mod concat;
+pub mod delay;
 pub mod disk;
+pub mod error;
+mod instance;
 pub mod null;
+pub mod partition;
 pub mod ram;
 pub mod throttle;
 

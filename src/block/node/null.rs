@@ -5,11 +5,13 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::instance::{self, Place};
 use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo};
 use crate::aio::{self, Callback, Timer};
 use crate::arch::{self, CoreId};
+use crate::block::graph::{Reason, Refusal};
 use crate::block::request::complete;
-use crate::block::{BlockError, Operation, Request, RequestQueue, graph};
+use crate::block::{BlockError, Operation, Request, RequestQueue};
 use crate::config::MAX_CORES;
 use crate::sync::{CachePadded, CoreArray, HomeCell};
 
@@ -37,7 +39,7 @@ struct Delayed {
 
 /// A node that does nothing.
 pub struct Null {
-    taken: AtomicBool,
+    place: Place,
     size: AtomicU64,
     block: AtomicU64,
     read_zeroes: AtomicBool,
@@ -50,23 +52,12 @@ static ARENA: [Null; NULLS] = [const { Null::new() }; NULLS];
 /// Makes a null node.
 ///
 /// # Errors
-/// `Invalid` for an impossible block size; `NoMemory` when all null nodes are in use; those of [`add`].
-pub fn create(name: &str, options: NullOptions) -> Result<NodeId, BlockError> {
+/// `Invalid` for an impossible block size; no null node is left; those of [`graph::add`](crate::block::graph::add).
+pub fn create(name: &str, options: NullOptions) -> Result<NodeId, Refusal> {
     if !options.block.is_power_of_two() || !(512..=65536).contains(&options.block) {
-        return Err(BlockError::Invalid);
+        return Err(Refusal::new(name, Reason::Node(BlockError::Invalid)));
     }
-    if graph::find(name).is_some() || !graph::name_is_valid(name) {
-        return Err(BlockError::Invalid);
-    }
-    let (index, null) = ARENA
-        .iter()
-        .enumerate()
-        .find(|(_, null)| {
-            null.taken
-                .compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-        })
-        .ok_or(BlockError::NoMemory)?;
+    let null = instance::take(&ARENA, |null| &null.place, "null nodes")?;
     null.size.store(
         options.size - options.size % u64::from(options.block),
         Ordering::Relaxed,
@@ -76,8 +67,7 @@ pub fn create(name: &str, options: NullOptions) -> Result<NodeId, BlockError> {
     null.read_zeroes
         .store(options.read_zeroes, Ordering::Relaxed);
     null.latency_ns.store(options.latency_ns, Ordering::Relaxed);
-    let _ = index;
-    Ok(graph::add(name, null)?)
+    instance::build(name, null, &null.place, &[])
 }
 
 /// Prepares the delays of `core`.
@@ -118,7 +108,7 @@ fn expired(index: usize) {
 impl Null {
     const fn new() -> Self {
         Self {
-            taken: AtomicBool::new(false),
+            place: Place::new(),
             size: AtomicU64::new(0),
             block: AtomicU64::new(0),
             read_zeroes: AtomicBool::new(false),
@@ -161,10 +151,6 @@ impl NodeDriver for Null {
         }
     }
 
-    fn release(&'static self) {
-        self.taken.store(false, Ordering::Release);
-    }
-
     fn submit(&'static self, mut request: Request) {
         if request.operation == Operation::Read && self.read_zeroes.load(Ordering::Relaxed) {
             request.for_each_slice_mut(|slice| slice.fill(0));
@@ -190,5 +176,8 @@ impl NodeDriver for Null {
             hole: zero,
             zero,
         }
+    }
+    fn release(&'static self) {
+        self.place.give_back();
     }
 }

@@ -5,15 +5,17 @@
 //! write-zeroes that may deallocate frees those it covers whole. Unallocated granules are zero, always.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use heapless::Vec;
-use spin::Once;
 use spin::mutex::SpinMutex;
 
+use super::instance::{self, Place};
 use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo};
+use crate::block::graph::{Reason, Refusal};
 use crate::block::request::{RequestFlags, complete};
-use crate::block::{BlockError, Operation, Request, graph};
+use crate::block::{BlockError, Operation, Request};
+use crate::config::RAM_PAGES;
+use crate::sync::{Buffer, PageArena};
 
 /// Ram nodes that can exist.
 const RAMS: usize = 4;
@@ -23,90 +25,150 @@ const SHARDS: usize = 64;
 const GRANULES: usize = 16 * 1024;
 const MIN_GRANULE: usize = 4096;
 
-/// The memory of a node. Shards are equal but for the last.
-struct Memory {
-    shards: Vec<SpinMutex<&'static mut [u8]>, SHARDS>,
-    shard_len: u64,
-    granule: u64,
-    size: u64,
-    block: u32,
+/// Memory of nodes that are made without any.
+static PAGES: PageArena<RAM_PAGES> = PageArena::new();
+
+/// A shard's memory; it goes back to whom it belongs when the node does.
+enum Memory {
+    None,
+    Lent(&'static mut [u8]),
+    Pages(Buffer),
 }
 
-/// A disk in memory.
+impl Memory {
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::None => &mut [],
+            Self::Lent(bytes) => bytes,
+            Self::Pages(buffer) => buffer.as_mut_slice(),
+        }
+    }
+}
+
+/// A disk in memory. Shards are equal but for the last.
 pub struct Ram {
-    taken: AtomicBool,
-    memory: Once<Memory>,
+    place: Place,
+    shards: [SpinMutex<Memory>; SHARDS],
+    shard_len: AtomicU64,
+    granule: AtomicU64,
+    size: AtomicU64,
+    block: AtomicU32,
     allocated: [AtomicU32; GRANULES / 32],
     writes: AtomicU64,
 }
 
 static ARENA: [Ram; RAMS] = [const { Ram::new() }; RAMS];
 
-/// Makes a node of lent memory, zeroed first, with blocks of `block` bytes.
-///
-/// # Errors
-/// `Invalid` for an impossible block size or memory shorter than a block or larger than 64 MiB granules allow; `NoMemory` when
-/// all ram nodes are in use; those of [`add`].
-pub fn create(name: &str, memory: &'static mut [u8], block: u32) -> Result<NodeId, BlockError> {
-    if !block.is_power_of_two() || !(512..=65536).contains(&block) || memory.len() < block as usize
-    {
-        return Err(BlockError::Invalid);
-    }
-    if graph::find(name).is_some() || !graph::name_is_valid(name) {
-        return Err(BlockError::Invalid);
-    }
-    let ram = ARENA
-        .iter()
-        .find(|ram| {
-            ram.taken
-                .compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-        })
-        .ok_or(BlockError::NoMemory)?;
-    ram.memory.call_once(|| Memory::new(memory, block));
-    Ok(graph::add(name, ram)?)
+/// How memory of some size is cut.
+struct Cut {
+    size: usize,
+    granule: usize,
+    shard_len: usize,
 }
 
-impl Memory {
-    fn new(memory: &'static mut [u8], block: u32) -> Self {
-        let usable = memory.len() - memory.len() % block as usize;
-        let granule = usable
+impl Cut {
+    fn of(len: usize, block: u32) -> Option<Self> {
+        if !block.is_power_of_two() || !(512..=65536).contains(&block) || len < block as usize {
+            return None;
+        }
+        let size = len - len % block as usize;
+        let granule = size
             .div_ceil(GRANULES)
-            .next_power_of_two()
+            .checked_next_power_of_two()?
             .max(MIN_GRANULE)
             .max(block as usize);
-        let shard_len = usable.div_ceil(SHARDS).next_multiple_of(granule);
-        let mut shards = Vec::new();
-        for shard in memory[..usable].chunks_mut(shard_len) {
-            shard.fill(0);
-            // Room for all: the shard length was rounded up.
-            let _ = shards.push(SpinMutex::new(shard));
-        }
-        Self {
-            shards,
-            shard_len: shard_len as u64,
-            granule: granule as u64,
-            size: usable as u64,
-            block,
-        }
+        Some(Self {
+            size,
+            granule,
+            shard_len: size.div_ceil(SHARDS).next_multiple_of(granule),
+        })
     }
+}
+
+/// Makes a node of lent memory, zeroed first, with blocks of `block` bytes. The memory stays lent when the node is deleted.
+///
+/// # Errors
+/// `Invalid` for an impossible block size or memory shorter than a block; no ram node is left; those of
+/// [`graph::add`](crate::block::graph::add).
+pub fn create(name: &str, memory: &'static mut [u8], block: u32) -> Result<NodeId, Refusal> {
+    let cut = Cut::of(memory.len(), block).ok_or_else(|| impossible(name))?;
+    let ram = instance::take(&ARENA, |ram| &ram.place, "ram nodes")?;
+    ram.prepare(&cut, block);
+    let (memory, _) = memory.split_at_mut(cut.size);
+    for (shard, bytes) in ram.shards.iter().zip(memory.chunks_mut(cut.shard_len)) {
+        bytes.fill(0);
+        *shard.lock() = Memory::Lent(bytes);
+    }
+    instance::build(name, ram, &ram.place, &[])
+}
+
+/// Makes a node of `size` bytes from the firmware's own pages, which are free again when it is deleted.
+///
+/// # Errors
+/// `Invalid` for an impossible block size, or a size below a block; no ram node is left, or not so many pages; those of
+/// [`graph::add`](crate::block::graph::add).
+pub fn create_from_pages(name: &str, size: usize, block: u32) -> Result<NodeId, Refusal> {
+    let cut = Cut::of(size, block).ok_or_else(|| impossible(name))?;
+    let ram = instance::take(&ARENA, |ram| &ram.place, "ram nodes")?;
+    ram.prepare(&cut, block);
+    let mut left = cut.size;
+    for shard in &ram.shards {
+        let len = left.min(cut.shard_len);
+        left -= len;
+        if len == 0 {
+            break;
+        }
+        let Some(mut buffer) = PAGES.alloc_contiguous(len) else {
+            ram.release();
+            return Err(Refusal::new(name, Reason::NoRoom("ram pages")));
+        };
+        buffer.as_mut_slice().fill(0);
+        *shard.lock() = Memory::Pages(buffer);
+    }
+    instance::build(name, ram, &ram.place, &[])
+}
+
+fn impossible(name: &str) -> Refusal {
+    Refusal::new(name, Reason::Node(BlockError::Invalid))
+}
+
+/// The firmware's own pages for ram nodes: taken now, and all.
+pub fn pages() -> (usize, usize) {
+    (PAGES.in_use(), PAGES.capacity())
 }
 
 impl Ram {
     const fn new() -> Self {
         Self {
-            taken: AtomicBool::new(false),
-            memory: Once::new(),
+            place: Place::new(),
+            shards: [const { SpinMutex::new(Memory::None) }; SHARDS],
+            shard_len: AtomicU64::new(0),
+            granule: AtomicU64::new(0),
+            size: AtomicU64::new(0),
+            block: AtomicU32::new(0),
             allocated: [const { AtomicU32::new(0) }; GRANULES / 32],
             writes: AtomicU64::new(0),
         }
     }
 
-    fn memory(&self) -> &Memory {
-        match self.memory.get() {
-            Some(memory) => memory,
-            None => unreachable!("a ram node is added only once it has its memory"),
+    fn prepare(&self, cut: &Cut, block: u32) {
+        self.shard_len
+            .store(cut.shard_len as u64, Ordering::Relaxed);
+        self.granule.store(cut.granule as u64, Ordering::Relaxed);
+        self.size.store(cut.size as u64, Ordering::Relaxed);
+        self.block.store(block, Ordering::Relaxed);
+        for word in &self.allocated {
+            word.store(0, Ordering::Relaxed);
         }
+        self.writes.store(0, Ordering::Relaxed);
+    }
+
+    fn granule(&self) -> u64 {
+        self.granule.load(Ordering::Relaxed)
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
     }
 
     fn is_allocated(&self, granule: u64) -> bool {
@@ -125,24 +187,24 @@ impl Ram {
 
     /// Calls `f` for each shard's part of a range, under the shard's lock, with the part's place in the node.
     fn for_each_part(&self, offset: u64, len: u64, mut f: impl FnMut(u64, &mut [u8])) {
-        let memory = self.memory();
+        let shard_len = self.shard_len.load(Ordering::Relaxed);
         let (mut at, end) = (offset, offset + len);
         while at < end {
-            let Some(shard) = memory.shards.get((at / memory.shard_len) as usize) else {
+            let Some(shard) = self.shards.get((at / shard_len) as usize) else {
                 return;
             };
-            let start = at % memory.shard_len;
-            let part = (memory.shard_len - start).min(end - at);
+            let start = at % shard_len;
+            let part = (shard_len - start).min(end - at);
             f(
                 at,
-                &mut shard.lock()[start as usize..(start + part) as usize],
+                &mut shard.lock().bytes()[start as usize..(start + part) as usize],
             );
             at += part;
         }
     }
 
     fn allocate(&self, at: u64, len: u64) {
-        let granule = self.memory().granule;
+        let granule = self.granule();
         for granule in at / granule..(at + len).div_ceil(granule) {
             if !self.is_allocated(granule) {
                 self.set_allocated(granule, true);
@@ -152,8 +214,8 @@ impl Ram {
 
     /// Zeroes a range; granules covered whole become unallocated. With `keep`, what is not covered whole is left as it is.
     fn deallocate(&self, offset: u64, len: u64, keep: bool) {
-        let granule = self.memory().granule;
-        let size = self.memory().size;
+        let granule = self.granule();
+        let size = self.size();
         self.for_each_part(offset, len, |at, bytes| {
             let end = at + bytes.len() as u64;
             let first = at.next_multiple_of(granule);
@@ -225,14 +287,14 @@ impl Layer for Ram {
 
 impl NodeDriver for Ram {
     fn info(&self) -> NodeInfo {
-        let memory = self.memory();
+        let (block, granule) = (self.block.load(Ordering::Relaxed), self.granule() as u32);
         NodeInfo {
             kind: "ram",
-            size: memory.size,
-            logical_block: memory.block,
-            physical_block: memory.block,
-            optimal_io: memory.granule as u32,
-            discard_align: memory.granule as u32,
+            size: self.size(),
+            logical_block: block,
+            physical_block: block,
+            optimal_io: granule,
+            discard_align: granule,
             read_only: false,
             discard: true,
             fast_zeroes: true,
@@ -246,7 +308,7 @@ impl NodeDriver for Ram {
         let inside = request
             .offset
             .checked_add(request.len)
-            .is_some_and(|end| end <= self.memory().size);
+            .is_some_and(|end| end <= self.size());
         if !inside {
             let error = crate::block::backend::beyond_end(request.operation);
             return complete(request, Err(error));
@@ -256,8 +318,8 @@ impl NodeDriver for Ram {
     }
 
     fn block_status(&self, offset: u64, len: u64) -> BlockStatus {
-        let granule = self.memory().granule;
-        let end = (offset + len).min(self.memory().size);
+        let granule = self.granule();
+        let end = (offset + len).min(self.size());
         let allocated = self.is_allocated(offset / granule);
         let mut next = (offset / granule + 1) * granule;
         while next < end && self.is_allocated(next / granule) == allocated {
@@ -268,5 +330,11 @@ impl NodeDriver for Ram {
             hole: !allocated,
             zero: !allocated,
         }
+    }
+    fn release(&'static self) {
+        for shard in &self.shards {
+            *shard.lock() = Memory::None;
+        }
+        self.place.give_back();
     }
 }

@@ -3,7 +3,9 @@
 mod drain;
 mod durability;
 mod graph;
+mod instruments;
 mod model;
+mod nodes;
 mod paths;
 mod pool;
 mod threads;
@@ -171,6 +173,12 @@ impl Rig {
         backend
     }
 
+    /// A node that goes with the others at the end.
+    pub fn keep(&mut self, node: NodeId) -> NodeId {
+        self.nodes.push(node);
+        node
+    }
+
     pub fn drain(&self, backend: &'static Backend) {
         on(0, || {
             backend.drain_begin(aio::Callback::new(&ignore, 0)).unwrap()
@@ -199,8 +207,13 @@ impl Rig {
             );
             on(0, || backend.delete()).unwrap();
         }
-        for node in core::mem::take(&mut self.nodes) {
-            on(0, || _ = crate::block::graph::delete(node));
+        // Whatever nothing stands on any more, until nothing is left.
+        use crate::block::graph::{delete, driver};
+        let mut nodes = core::mem::take(&mut self.nodes);
+        while !nodes.is_empty() {
+            let before = nodes.len();
+            nodes.retain(|node| on(0, || driver(*node).is_some() && delete(*node).is_err()));
+            assert!(nodes.len() < before, "nodes stay in use");
         }
         for core in 0..self.cores {
             assert_eq!(
@@ -214,6 +227,12 @@ impl Rig {
 }
 
 fn ignore(_: usize) {}
+
+/// A name that no other node has.
+pub(super) fn unique(kind: &str) -> std::string::String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    std::format!("{kind}{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
 
 #[derive(Clone, Copy)]
 pub(super) struct Fixture {

@@ -147,16 +147,19 @@ fn options() -> Result<Options, String> {
 
 fn node(disk: &Disk) -> Result<NodeId, BlockError> {
     match disk {
-        Disk::Ram(name, size) => ram::create(name, Vec::leak(vec![0; *size as usize]), 512),
-        Disk::Null(name, size) => null::create(
-            name,
-            null::NullOptions {
+        Disk::Ram(name, size) => {
+            let memory = Vec::leak(vec![0; *size as usize]);
+            Ok(ram::create(name, memory, 512)?)
+        }
+        Disk::Null(name, size) => {
+            let options = null::NullOptions {
                 size: *size,
                 block: 512,
                 read_zeroes: true,
                 latency_ns: 0,
-            },
-        ),
+            };
+            Ok(null::create(name, options)?)
+        }
         Disk::File(_, device, _) => block::add_disk(*device, 0).map(block::Disk::node),
     }
 }
