@@ -16,6 +16,7 @@
 //! | [`drain`] | drained sections |
 //! | [`node`] | kinds of node |
 //! | [`graph`] | how nodes hang together, and how that is changed under load |
+//! | [`partitions`] | partition tables: found, checked, offered as nodes |
 //! | [`device`] | what a disk driver implements |
 //! | [`accounting`] | counters |
 //! | [`mod@bench`] | a load generator over a backend |
@@ -37,6 +38,7 @@ mod gate;
 pub mod graph;
 pub mod node;
 mod operation;
+pub mod partitions;
 mod queue;
 pub mod request;
 #[cfg(not(target_os = "none"))]
@@ -86,6 +88,7 @@ pub fn start_core(core: CoreId) -> Result<(), BlockError> {
     core_state::start(core)?;
     if core == 0 {
         watch::start()?;
+        partitions::scan::start()?;
     }
     Ok(())
 }

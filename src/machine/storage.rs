@@ -7,7 +7,7 @@
 use core::fmt::Write as _;
 
 use heapless::String;
-use log::{error, info};
+use log::{error, info, warn};
 use spin::Once;
 
 use super::tree::{Device, MachineInfo};
@@ -68,6 +68,10 @@ pub fn start(machine: &MachineInfo) {
         }
         if let Some(disk) = block::disk(total) {
             let view = disk.view();
+            // Only asked for here; the main loop will read.
+            if let Err(why) = block::partitions::scan(&view.name, disk.node()) {
+                warn!("{}: partitions not looked for: {why}", view.name);
+            }
             let mut entry: String<48> = String::new();
             let separator = if total == 0 { "" } else { ", " };
             // 48 bytes hold name, serial and size.

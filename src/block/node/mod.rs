@@ -6,7 +6,7 @@
 //! | [`ram`] | memory, with a bitmap of what is allocated | any core |
 //! | [`null`] | swallows writes, reads zeroes or nothing, after a chosen time | any core |
 //! | [`throttle`] | limits the rate of its group's members, with bursts; lets all go on drain | its context's core, where anything is limited |
-//! | [`partition`] | a part of its child | any core |
+//! | [`partition`] | a part of its child; [`partitions`](super::partitions) finds them on disks | any core |
 //! | [`concat`] | its children one after another | any core |
 //! | [`delay`] | holds requests for a time | any core |
 //! | [`error`] | fails requests by rule | any core |

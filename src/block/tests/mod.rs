@@ -3,11 +3,14 @@
 mod drain;
 mod durability;
 mod graph;
+mod images;
 mod instruments;
 mod model;
 mod nodes;
 mod paths;
 mod pool;
+mod scans;
+mod tables;
 mod threads;
 mod throttle;
 mod throttle_catalogue;
