@@ -175,13 +175,25 @@ pub struct BareReport {
     pub elapsed_ns: u64,
 }
 
+/// What [`BlockDevice::submitter`] says while there is no such core.
+pub const NO_CORE: CoreId = CoreId::MAX;
+
+/// How far [`BlockDevice::set_home`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// To the end.
+    Done,
+    /// The cores concerned have yet to answer.
+    UnderWay,
+}
+
 /// A disk driver. Everything but `submit` may be called from any core.
 pub trait BlockDevice: Sync {
     /// The device's present properties; cheap, no I/O.
     fn info(&self) -> DeviceInfo;
 
     /// The core whose queue serves requests from `core`; `core` itself when it has its own queue. Constant while requests
-    /// are in flight.
+    /// are in flight. [`NO_CORE`] while the device moves to another home.
     fn submitter(&self, core: CoreId) -> CoreId;
 
     /// Puts a request before the device; called only on the core that [`submitter`](Self::submitter) names.
@@ -213,6 +225,28 @@ pub trait BlockDevice: Sync {
         Err(BlockError::NotSupported)
     }
 
+    /// Whether the device could move to `core`, its queues with it where it has fewer than cores; takes what it needs
+    /// there, so that [`set_home`](Self::set_home) cannot fail for want of it. What an earlier call took for another core is
+    /// given back: asking for the present home gives all of it back. Main loop only.
+    ///
+    /// # Errors
+    /// `Invalid` for a core that it does not use, `Busy` while it is being reset or moves, `Io` when it did not come back from
+    /// a reset, `NoMemory` when the core's loop has no room, `NotSupported` when the interrupt cannot go there.
+    fn check_home(&'static self, core: CoreId) -> Result<(), BlockError> {
+        let _ = core;
+        Ok(())
+    }
+
+    /// Moves the device to `core`. Main loop only, while no request is in flight on it; never waits: with
+    /// [`Move::UnderWay`], the end is said by [`DeviceEvents::moved`]. Until then none may be submitted.
+    ///
+    /// # Errors
+    /// As for [`check_home`](Self::check_home); nothing has changed then.
+    fn set_home(&'static self, core: CoreId) -> Result<Move, BlockError> {
+        let _ = core;
+        Ok(Move::Done)
+    }
+
     /// Says who wants to hear of the device's events; called once, before the first `submit`.
     fn attach(&self, events: &'static dyn DeviceEvents);
 }
@@ -229,6 +263,11 @@ pub trait DeviceEvents: Sync {
     /// A reset has ended: `Ok` when the device is up again, with every request that it held already handed to
     /// [`complete`](super::complete).
     fn reset_done(&self, result: Result<(), BlockError>);
+
+    /// A move has ended, in the main loop. `Err`: something was in flight after all, and everything is where it was.
+    fn moved(&'static self, result: Result<(), BlockError>) {
+        let _ = result;
+    }
 }
 
 #[cfg(test)]

@@ -11,12 +11,14 @@ use log::{error, info, warn};
 use spin::Once;
 
 use super::tree::{Device, MachineInfo};
-use crate::arch::aarch64::{InterruptError, Trigger, register_interrupt};
+use crate::arch::aarch64::{
+    InterruptError, Trigger, interrupt_can_go_to, register_interrupt, route_interrupt,
+};
 use crate::arch::{self, CoreId};
 use crate::block;
 use crate::config::{DISKS, MAX_CORES};
 use crate::monitor::format::Size;
-use crate::virtio::blk::{self, Blk};
+use crate::virtio::blk::{self, Blk, InterruptRoute};
 use crate::virtio::dma::DMA;
 use crate::virtio::mmio::Mmio;
 use crate::virtio::probe;
@@ -26,6 +28,22 @@ const RESERVED_FOR_NETWORK: usize = 96 * 1024;
 
 /// What the interrupt handlers find by their argument.
 static HANDLED: [Once<&'static Blk>; DISKS] = [const { Once::new() }; DISKS];
+
+/// The interrupt lines of the same disks.
+static LINES: [Once<Line>; DISKS] = [const { Once::new() }; DISKS];
+
+/// A line of the interrupt controller.
+struct Line(u32);
+
+impl InterruptRoute for Line {
+    fn check(&self, core: CoreId) -> bool {
+        interrupt_can_go_to(self.0, core)
+    }
+
+    fn route(&self, core: CoreId) -> bool {
+        route_interrupt(self.0, core).is_ok()
+    }
+}
 
 /// Claims every slot that has a device. Core 0, once.
 pub fn claim(machine: &MachineInfo) {
@@ -132,6 +150,7 @@ fn add(
     let blk = blk::add(device, home, arch::cores(), share, &DMA).map_err(Refusal::Setup)?;
     HANDLED[place].call_once(|| blk);
     let line = machine.virtio.get(slot).ok_or(Refusal::TooMany)?;
+    blk.set_route(LINES[place].call_once(|| Line(line.interrupt)));
     // Set-up has asked the device for its serial, without interrupts: the line is still up, and an edge-triggered
     // controller sees only lines that rise.
     blk.interrupt();

@@ -83,6 +83,11 @@ pub fn register_interrupt(
     gic::enable_spi(intid, trigger, core)
 }
 
+/// Whether [`route_interrupt`] would take these two.
+pub fn interrupt_can_go_to(intid: u32, core: CoreId) -> bool {
+    gic::check_spi(intid, core).is_ok()
+}
+
 /// Routes `intid` to `core` from now on. One that is being handled is finished where it is.
 ///
 /// # Errors

@@ -40,7 +40,9 @@ pub use cpu::{
 pub use device_tree::tree_at;
 pub use entry::{StackUse, stack_use, start_level};
 pub use gic::{GicAddresses, GicError, start_gic, start_gic_core};
-pub use interrupts::{InterruptError, Trigger, register_interrupt, route_interrupt};
+pub use interrupts::{
+    InterruptError, Trigger, interrupt_can_go_to, register_interrupt, route_interrupt,
+};
 pub use memory::{MapError, Range, image, map_memory};
 pub use power::{Conduit, StartError, power_off, reset, set_conduit, start_core};
 pub use report::{

@@ -5,7 +5,7 @@
 //! entered again from within.
 use super::config::{self, kind};
 use crate::block::{self, BlockError, Operation, Request, RequestFlags};
-use crate::config::MAX_SEGMENTS;
+use crate::config::{MAX_CORES, MAX_SEGMENTS};
 use crate::virtio::dma::{DmaArena, DmaRegion};
 use crate::virtio::queue::{DeviceFault, Piece, QueueConfig, QueueFull, VirtQueue};
 use crate::virtio::transport::SetupError;
@@ -52,6 +52,7 @@ pub(super) struct Channel {
     pub(super) queue: VirtQueue,
     headers: NonNull<Header>,
     requests: NonNull<Option<Request>>,
+    lane: u8,
     /// Interrupts are off because the loop polls.
     pub(super) polling: bool,
     /// Between the beginning of a reset and its end: nothing goes to the device, nothing is taken from it.
@@ -71,7 +72,7 @@ pub(super) enum Walk {
 
 impl Channel {
     /// Adds headers and a table of requests to `queue`.
-    pub(super) fn new(queue: VirtQueue, arena: &DmaArena) -> Result<Self, SetupError> {
+    pub(super) fn new(lane: usize, queue: VirtQueue, arena: &DmaArena) -> Result<Self, SetupError> {
         let depth = usize::from(queue.depth());
         let carve = |bytes, align| arena.carve(bytes, align).ok_or(SetupError::NoMemory);
         let headers: DmaRegion = carve(depth * size_of::<Header>(), 64)?;
@@ -89,9 +90,21 @@ impl Channel {
             queue,
             headers: headers.pointer().cast(),
             requests,
+            lane: lane as u8,
             polling: false,
             stopped: false,
         })
+    }
+
+    /// Which of the disk's queues it is.
+    #[inline(always)]
+    pub(super) fn lane(&self) -> usize {
+        usize::from(self.lane) % MAX_CORES
+    }
+
+    /// Nobody waits for anything of it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.in_flight() == 0 && self.queue.staged() == 0
     }
 
     #[inline(always)]

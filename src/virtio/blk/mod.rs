@@ -5,8 +5,10 @@
 //! | `config` | features, configuration fields and request types by number |
 //! | `bare` | reads on the bare queue, to compare with |
 //! | `channel` | one request queue on the core that owns it |
+//! | `seat` | what a disk has at one core: the queue that lives there, its handler, its turn hook |
 //! | `setup` | from a transport to a running disk |
 //! | `reset` | stop, reset, take back, start again |
+//! | `rehome` | moving a quiet disk to another core |
 //!
 //! Where the device offers as many queues as there are cores, each core owns one; where there are fewer, the first
 //! belongs to the disk's home core and the next ones to the cores after it, and the other cores' requests cross over
@@ -15,29 +17,35 @@
 //! **Submission**: a request is staged; the first of a turn arms the core's turn hook, which publishes and kicks, at most
 //! once a queue and turn. **Completion**: the interrupt handler compares used indexes and sets the owner's notifier;
 //! its handler walks the used ring. While the owner's loop polls, interrupts are off and the poll check looks at the used
-//! index. **Configuration**: the home core's notifier; the field of the write cache is read and never written.
+//! index. **Configuration** and the steps of a reset: a flag, and the notifier of the home core; the field of the write
+//! cache is read and never written.
 mod bare;
 mod channel;
 mod config;
 #[cfg(test)]
 mod model;
+mod rehome;
 mod reset;
+mod seat;
 mod setup;
 #[cfg(test)]
 mod tests;
 
-use crate::aio::{EventNotifier, Timer, TurnHook};
 use crate::arch::{self, CoreId};
-use crate::block::device::{BareLoad, BareReport, BlockDevice, DeviceEvents, DeviceInfo};
+use crate::block::device::{
+    BareLoad, BareReport, BlockDevice, DeviceEvents, DeviceInfo, Move, NO_CORE,
+};
 use crate::block::{self, BlockError, Request};
 use crate::config::{DISKS, MAX_CORES};
-use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock};
+use crate::sync::IrqLock;
 use crate::virtio::layout::UsedWatch;
 use crate::virtio::transport::{INTERRUPT_CONFIG, Transport};
 use channel::{Channel, Walk};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::*, fence};
+use seat::Seat;
 use spin::Once;
 
+pub use rehome::{HomeRefusal, InterruptRoute};
 pub use setup::{add, share};
 
 /// Counters of one disk's driver.
@@ -51,51 +59,29 @@ pub struct BlkCounters {
     pub resets: u64,
 }
 
-/// A place for the queue of one core.
+/// One request queue, wherever it lives.
 struct Lane {
-    /// The queue, on its owner; moved there from `incoming` when it is first used.
-    channel: HomeCell<Option<Channel>>,
-    incoming: IrqLock<Option<Channel>>,
-    notifier: EventNotifier,
     /// The interrupt handler's view of the used index.
     watch: UsedWatch,
-    /// What the reset wants of the owner, see [`reset`].
-    order: AtomicU8,
+    /// The core whose seat has it.
     owner: AtomicU8,
     kicks: AtomicU64,
+    /// The queue between two seats.
+    travelling: IrqLock<Option<Channel>>,
 }
 
 impl Lane {
     const fn new() -> Self {
         Self {
-            channel: HomeCell::new(None),
-            incoming: IrqLock::new(None),
-            notifier: EventNotifier::new(),
             watch: UsedWatch::new(),
-            order: AtomicU8::new(0),
             owner: AtomicU8::new(0),
             kicks: AtomicU64::new(0),
+            travelling: IrqLock::new(None),
         }
     }
 
-    /// Lends the channel to `f`. On the owner only.
-    #[inline(always)]
-    fn with<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> R {
-        self.channel.with(|place| {
-            if place.is_none() {
-                self.move_in(place);
-            }
-            match place {
-                Some(channel) => f(channel),
-                None => panic!("a disk's queue was used before it was set up"),
-            }
-        })
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn move_in(&self, place: &mut Option<Channel>) {
-        *place = self.incoming.lock().take();
+    fn owner(&self) -> CoreId {
+        usize::from(self.owner.load(Relaxed))
     }
 }
 
@@ -104,9 +90,9 @@ struct Fixed {
     transport: &'static dyn Transport,
     features: u64,
     info: DeviceInfo,
-    home: CoreId,
     lanes: usize,
-    timer: Timer,
+    /// Cores that it may use.
+    cores: usize,
 }
 
 /// A virtio disk. Made by [`add`].
@@ -114,100 +100,39 @@ pub struct Blk {
     fixed: Once<Fixed>,
     index: AtomicU8,
     lanes: [Lane; MAX_CORES],
-    /// Which lane serves a core.
-    lane_of: [AtomicU8; MAX_CORES],
-    /// Home core: configuration interrupts and the steps of a reset.
-    notifier: EventNotifier,
+    seats: [Seat; MAX_CORES],
+    /// The core whose queue serves a core's requests; [`NOBODY`] while that is being changed.
+    serves: [AtomicU8; MAX_CORES],
+    home: AtomicU8,
+    /// There is something for the home core: a configuration interrupt, a step of a reset.
+    control: AtomicBool,
     config_changed: AtomicBool,
     reset: reset::State,
+    moving: rehome::State,
+    route: Once<&'static dyn InterruptRoute>,
     events: Once<&'static dyn DeviceEvents>,
     capacity: AtomicU64,
     interrupts: AtomicU64,
 }
 
-static BLKS: [Blk; DISKS] = [const { Blk::new() }; DISKS];
+/// In `serves`: no core.
+const NOBODY: u8 = u8::MAX;
 
-const _: () = assert!(DISKS <= 32, "disks to publish are bits of one word");
+/// Tests never give one back.
+const PLACES: usize = if cfg!(test) { 64 } else { DISKS };
 
-/// What a core has to publish at the end of its turn.
-struct Turn {
-    hook: Once<TurnHook>,
-    /// One bit a disk. Home core only.
-    disks: AtomicU32,
+static BLKS: [Blk; PLACES] = [const { Blk::new() }; PLACES];
+
+const _: () = assert!(PLACES <= 64, "disks to publish are bits of one word");
+const _: () = assert!(MAX_CORES <= 8, "sets of cores are bits of one byte");
+
+/// The argument of callbacks: which disk, which core.
+fn argument(disk: usize, core: CoreId) -> usize {
+    disk * MAX_CORES + core
 }
 
-static TURNS: CoreArray<Turn> = CoreArray::new(
-    [const {
-        CachePadded::new(Turn {
-            hook: Once::new(),
-            disks: AtomicU32::new(0),
-        })
-    }; _],
-);
-
-/// The argument of callbacks: which disk, which lane.
-fn argument(disk: usize, lane: usize) -> usize {
-    disk * MAX_CORES + lane
-}
-
-fn blk_of(argument: usize) -> (&'static Blk, usize) {
+fn blk_of(argument: usize) -> (&'static Blk, CoreId) {
     (&BLKS[argument / MAX_CORES], argument % MAX_CORES)
-}
-
-/// The turn hook: one publish and one kick decision for each disk that got requests.
-fn publish(core: usize) {
-    let mut disks = TURNS.get(core).disks.load(Relaxed);
-    TURNS.get(core).disks.store(0, Relaxed);
-    while disks != 0 {
-        let blk = &BLKS[disks.trailing_zeros() as usize];
-        disks &= disks - 1;
-        let lane = blk.lane(core);
-        lane.with(|channel| {
-            if !channel.stopped && channel.queue.publish() {
-                lane.kicks.store(channel.queue.counters().kicks, Relaxed);
-            }
-        });
-    }
-}
-
-/// The owner's notifier was set, or its poll check said yes.
-fn ready(argument: usize) {
-    let (blk, lane) = blk_of(argument);
-    blk.lanes[lane].notifier.test_and_clear();
-    blk.obey(lane);
-    blk.walk(lane);
-}
-
-fn poll_check(argument: usize) -> bool {
-    let (blk, lane) = blk_of(argument);
-    blk.lanes[lane].with(|channel| channel.has_work())
-}
-
-fn poll_begin(argument: usize) {
-    let (blk, lane) = blk_of(argument);
-    blk.lanes[lane].with(|channel| {
-        channel.polling = true;
-        channel.queue.disarm();
-    });
-}
-
-fn poll_end(argument: usize) {
-    let (blk, lane) = blk_of(argument);
-    blk.lanes[lane].with(|channel| {
-        channel.polling = false;
-        // What came meanwhile is found by the poll check, which the loop asks once more.
-        channel.queue.arm();
-    });
-}
-
-/// The home core's notifier was set.
-fn home_event(argument: usize) {
-    let (blk, _) = blk_of(argument);
-    blk.notifier.test_and_clear();
-    if blk.config_changed.swap(false, Acquire) {
-        blk.configuration();
-    }
-    blk.step();
 }
 
 impl Blk {
@@ -216,10 +141,14 @@ impl Blk {
             fixed: Once::new(),
             index: AtomicU8::new(0),
             lanes: [const { Lane::new() }; MAX_CORES],
-            lane_of: [const { AtomicU8::new(0) }; MAX_CORES],
-            notifier: EventNotifier::new(),
+            seats: [const { Seat::new() }; MAX_CORES],
+            serves: [const { AtomicU8::new(0) }; MAX_CORES],
+            home: AtomicU8::new(0),
+            control: AtomicBool::new(false),
             config_changed: AtomicBool::new(false),
             reset: reset::State::new(),
+            moving: rehome::State::new(),
+            route: Once::new(),
             events: Once::new(),
             capacity: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
@@ -233,15 +162,43 @@ impl Blk {
         }
     }
 
-    #[inline(always)]
-    fn lane(&self, core: CoreId) -> &Lane {
-        let lane = self.lane_of[core % MAX_CORES].load(Relaxed);
-        &self.lanes[usize::from(lane) % MAX_CORES]
+    /// The queues in use.
+    fn lanes(&self) -> &[Lane] {
+        &self.lanes[..self.fixed().lanes]
     }
 
     /// The core to which the interrupt is best routed: the home core.
     pub fn home(&self) -> CoreId {
-        self.fixed().home
+        usize::from(self.home.load(Relaxed))
+    }
+
+    /// Says how the interrupt is routed, so that it follows the disk to another core. Once, before the first move.
+    pub fn set_route(&self, route: &'static dyn InterruptRoute) {
+        self.route.call_once(|| route);
+    }
+
+    /// Makes the home core look at `control`. Any core, interrupt handlers too.
+    fn call_home(&self) {
+        self.control.store(true, Release);
+        // The flag before the look at who is home; a move changes the home before it looks at the flag. So either we
+        // see the new home, or it sees the flag.
+        fence(SeqCst);
+        self.seats[self.home()].notifier.set();
+    }
+
+    /// On `core`, whose notifier was set: what there is for the home core.
+    fn home_event(&self, core: CoreId) {
+        if core != self.home() {
+            // It has moved meanwhile.
+            return self.seats[self.home()].notifier.set();
+        }
+        if !self.control.swap(false, AcqRel) {
+            return;
+        }
+        if self.config_changed.swap(false, Acquire) {
+            self.configuration();
+        }
+        self.step();
     }
 
     /// Counters since the start. Any core.
@@ -274,20 +231,20 @@ impl Blk {
         }
         for lane in &self.lanes[..fixed.lanes] {
             if lane.watch.moved() {
-                lane.notifier.set();
+                self.seats[lane.owner() % MAX_CORES].notifier.set();
             }
         }
         if config {
             self.config_changed.store(true, Release);
-            self.notifier.set();
+            self.call_home();
         }
     }
 
-    /// On the lane's owner: takes what the device has used.
+    /// On `core`: takes what the device has used of the queue there.
     #[inline]
-    fn walk(&self, lane: usize) {
-        let walk = self.lanes[lane].with(|channel| channel.walk());
-        if let Walk::Fault(fault) = walk {
+    fn walk(&self, core: CoreId) {
+        let walk = self.seats[core].ask(Channel::walk);
+        if let Some(Walk::Fault(fault)) = walk {
             log::warn!(
                 "virtio disk {}: the device {fault}",
                 self.index.load(Relaxed)
@@ -301,7 +258,7 @@ impl Blk {
         if !self.reset.is_idle() {
             self.reset.again();
             // The reset may have ended meanwhile: then nobody else would look.
-            return self.notifier.set();
+            return self.call_home();
         }
         match self.events.get() {
             Some(events) => events.needs_reset(why),
@@ -339,8 +296,12 @@ impl BlockDevice for Blk {
         }
     }
 
+    #[inline]
     fn submitter(&self, core: CoreId) -> CoreId {
-        usize::from(self.lane(core).owner.load(Relaxed))
+        match self.serves[core % MAX_CORES].load(Acquire) {
+            NOBODY => NO_CORE,
+            owner => usize::from(owner),
+        }
     }
 
     #[inline]
@@ -348,7 +309,7 @@ impl BlockDevice for Blk {
         let Some(core) = arch::current_core() else {
             return Err(request);
         };
-        self.lane(core).with(|channel| {
+        self.seats[core % MAX_CORES].with(|channel| {
             if channel.stopped {
                 block::complete(request, Err(BlockError::Io));
                 return Ok(());
@@ -356,14 +317,7 @@ impl BlockDevice for Blk {
             let first = channel.queue.staged() == 0;
             channel.submit(request)?;
             if first {
-                let turn = TURNS.get(core);
-                turn.disks.store(
-                    turn.disks.load(Relaxed) | 1 << self.index.load(Relaxed),
-                    Relaxed,
-                );
-                if let Some(hook) = turn.hook.get() {
-                    hook.arm();
-                }
+                seat::publish_later(core, self.index.load(Relaxed));
             }
             Ok(())
         })
@@ -371,15 +325,13 @@ impl BlockDevice for Blk {
 
     fn bare_reads(&self, load: &BareLoad<'_>) -> Result<BareReport, BlockError> {
         let core = arch::current_core().ok_or(BlockError::Invalid)?;
-        let lane = self.lane(core);
-        if usize::from(lane.owner.load(Relaxed)) != core {
-            return Err(BlockError::Invalid);
-        }
-        let report = lane.with(|channel| {
+        let report = self.seats[core % MAX_CORES].ask(|channel| {
             let report = channel.bare_reads(load);
-            lane.kicks.store(channel.queue.counters().kicks, Relaxed);
+            let kicks = channel.queue.counters().kicks;
+            self.lanes[channel.lane()].kicks.store(kicks, Relaxed);
             report
         });
+        let report = report.unwrap_or(Err(BlockError::Invalid));
         if report == Err(BlockError::Io) {
             // Reads may still be under way into memory that is lent: only a reset ends that.
             self.broken("the device failed a measurement on its bare queue");
@@ -389,6 +341,16 @@ impl BlockDevice for Blk {
 
     fn reset(&self) {
         self.ask_reset();
+    }
+
+    fn check_home(&'static self, core: CoreId) -> Result<(), BlockError> {
+        self.prepare_move(core)
+            .map_err(|refusal| self.refuse(core, refusal))
+    }
+
+    fn set_home(&'static self, core: CoreId) -> Result<Move, BlockError> {
+        self.start_move(core)
+            .map_err(|refusal| self.refuse(core, refusal))
     }
 
     fn attach(&self, events: &'static dyn DeviceEvents) {

@@ -9,6 +9,7 @@
 //! ```
 //! No request is completed before the device has confirmed: until then it may write into their buffers.
 use super::{Blk, channel::Channel, config};
+use crate::arch::CoreId;
 use crate::block::BlockError;
 use crate::virtio::transport;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::*};
@@ -18,14 +19,15 @@ const STOPPING: u8 = 1;
 const RESETTING: u8 = 2;
 const TAKING: u8 = 3;
 const STARTING: u8 = 4;
+/// No reset: the disk moves to another core, and none can begin.
+const MOVING: u8 = 5;
 
 /// Orders to the owner of a queue.
-const NOTHING: u8 = 0;
 const STOP: u8 = 1;
 const TAKE_BACK: u8 = 2;
 const TAKE_BACK_ONLY: u8 = 3;
 const GO_ON: u8 = 4;
-const STAY_DOWN: u8 = 5;
+pub(super) const STAY_DOWN: u8 = 5;
 
 /// First and longest pause, in ns, between two looks at the status of a device that resets.
 const FIRST_LOOK_NS: u64 = 100_000;
@@ -39,6 +41,8 @@ pub(super) struct State {
     pending: AtomicU8,
     /// The device took the features again.
     negotiated: AtomicBool,
+    /// The last one did not bring the device back.
+    down: AtomicBool,
     pause_ns: AtomicU64,
     count: AtomicU64,
 }
@@ -50,6 +54,7 @@ impl State {
             asked: AtomicBool::new(false),
             pending: AtomicU8::new(0),
             negotiated: AtomicBool::new(false),
+            down: AtomicBool::new(false),
             pause_ns: AtomicU64::new(0),
             count: AtomicU64::new(0),
         }
@@ -65,6 +70,26 @@ impl State {
         self.stage.load(Acquire) == IDLE
     }
 
+    /// The device stayed down after the last reset.
+    pub(super) fn is_down(&self) -> bool {
+        self.down.load(Acquire)
+    }
+
+    fn claim(&self, from: u8, to: u8) -> bool {
+        self.stage
+            .compare_exchange(from, to, AcqRel, Acquire)
+            .is_ok()
+    }
+
+    /// Keeps resets away while the disk moves; false while one runs or is asked for.
+    pub(super) fn begin_move(&self) -> bool {
+        !self.asked.load(Acquire) && self.claim(IDLE, MOVING)
+    }
+
+    pub(super) fn end_move(&self) {
+        self.stage.store(IDLE, Release);
+    }
+
     /// Resets that brought the device back.
     pub(super) fn count(&self) -> u64 {
         self.count.load(Relaxed)
@@ -77,42 +102,31 @@ pub(super) fn look_again(argument: usize) {
 }
 
 impl Blk {
-    /// Any core. While a reset runs this asks for nothing.
+    /// Any core. While a reset runs this asks for nothing; while the disk moves, for one afterwards.
     pub(super) fn ask_reset(&self) {
-        if self.reset.is_idle() {
+        if matches!(self.reset.stage.load(Acquire), IDLE | MOVING) {
             self.reset.asked.store(true, Release);
-            self.notifier.set();
+            self.call_home();
         }
     }
 
     /// Gives every owner an order; the last one that has carried it out sets the home core's notifier.
     fn order(&self, stage: u8, order: u8) {
-        let lanes = &self.lanes[..self.fixed().lanes];
+        let lanes = self.lanes();
         self.reset.pending.store(lanes.len() as u8, Release);
         self.reset.stage.store(stage, Release);
         for lane in lanes {
-            lane.order.store(order, Release);
-            lane.notifier.set();
+            self.seats[lane.owner()].order(order);
         }
     }
 
-    /// On the owner of `lane`: carries out an order, if there is one.
-    #[inline]
-    pub(super) fn obey(&self, lane: usize) {
-        if self.lanes[lane].order.load(Relaxed) != NOTHING {
-            self.obey_order(lane);
-        }
-    }
-
-    #[cold]
-    fn obey_order(&self, lane: usize) {
-        let lane = &self.lanes[lane];
-        let order = lane.order.swap(NOTHING, AcqRel);
-        lane.with(|channel: &mut Channel| match order {
+    /// On an owner: carries out `order`.
+    pub(super) fn obey_reset(&self, core: CoreId, order: u8) {
+        self.seats[core].with(|channel: &mut Channel| match order {
             STOP => channel.stopped = true,
             TAKE_BACK | TAKE_BACK_ONLY => {
                 channel.take_back();
-                channel.queue.watch(&lane.watch);
+                channel.queue.watch(&self.lanes[channel.lane()].watch);
                 if channel.polling {
                     channel.queue.disarm();
                 }
@@ -124,7 +138,7 @@ impl Blk {
             _ => {}
         });
         if self.reset.pending.fetch_sub(1, AcqRel) == 1 {
-            self.notifier.set();
+            self.call_home();
         }
     }
 
@@ -135,7 +149,13 @@ impl Blk {
         let transport = fixed.transport;
         let all = || state.pending.load(Acquire) == 0;
         match state.stage.load(Relaxed) {
-            IDLE if state.asked.swap(false, AcqRel) => self.order(STOPPING, STOP),
+            IDLE if state.asked.load(Acquire) => {
+                // Not while the disk moves, whose end looks again.
+                if state.claim(IDLE, STOPPING) {
+                    state.asked.store(false, Release);
+                    self.order(STOPPING, STOP);
+                }
+            }
             STOPPING if all() => {
                 transport.set_status(0);
                 state.pause_ns.store(FIRST_LOOK_NS, Relaxed);
@@ -153,8 +173,9 @@ impl Blk {
                     // It went wrong again while the owners were told to go on: from the beginning.
                     return self.order(STOPPING, STOP);
                 }
-                state.stage.store(IDLE, Release);
                 let up = state.negotiated.load(Relaxed);
+                state.down.store(!up, Relaxed);
+                state.stage.store(IDLE, Release);
                 if up {
                     state.count.fetch_add(1, Relaxed);
                     self.read_capacity();
@@ -174,7 +195,9 @@ impl Blk {
             self.reset
                 .pause_ns
                 .store((pause * 2).min(LONGEST_LOOK_NS), Relaxed);
-            fixed.timer.arm_at(crate::arch::now_ns() + pause);
+            if let Some(timer) = self.seats[self.home()].timer.get() {
+                timer.arm_at(crate::arch::now_ns() + pause);
+            }
             return;
         }
         let features = transport::negotiate(fixed.transport, config::feature::KNOWN);

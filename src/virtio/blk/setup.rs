@@ -1,9 +1,8 @@
 //! From a transport to a running disk. The main loop, at boot, before the other cores' loops use the disk.
 use super::channel::{self, CHAIN, Channel};
-use super::{BLKS, Blk, Fixed, TURNS, argument, config, reset};
-use crate::aio::{self, Callback, Handler};
+use super::{BLKS, Blk, Fixed, PLACES, config, rehome};
 use crate::arch::{self, CoreId};
-use crate::config::{DISKS, MAX_CORES, RING_SIZE};
+use crate::config::{MAX_CORES, RING_SIZE};
 use crate::virtio::dma::DmaArena;
 use crate::virtio::queue::{QueueConfig, VirtQueue};
 use crate::virtio::transport::{self, SetupError, Transport};
@@ -77,7 +76,7 @@ fn bring_up(
     let mut channels: heapless::Vec<Channel, MAX_CORES> = heapless::Vec::new();
     for index in 0..queues {
         let channel = VirtQueue::new(transport, index, &queue_config, arena)
-            .and_then(|queue| Channel::new(queue, arena));
+            .and_then(|queue| Channel::new(usize::from(index), queue, arena));
         match channel {
             Ok(channel) => _ = channels.push(channel),
             // A disk works with fewer queues than it offers, but not with none.
@@ -102,80 +101,36 @@ fn bring_up(
         // that some controllers see.
         transport.interrupt_ack(transport.interrupt_status());
     }
-    let disk = NEXT.fetch_update(Relaxed, Relaxed, |n| (n < DISKS).then_some(n + 1));
+    let disk = NEXT.fetch_update(Relaxed, Relaxed, |n| (n < PLACES).then_some(n + 1));
     let disk = disk.map_err(|_| SetupError::TooMany)?;
     let blk = &BLKS[disk];
     blk.index.store(disk as u8, Relaxed);
     blk.capacity.store(info.capacity, Relaxed);
     let lanes = channels.len();
-    let owner = |lane: usize| {
-        if lanes >= cores {
-            lane
-        } else {
-            (home + lane) % cores
-        }
-    };
-    for (core, lane_of) in blk.lane_of.iter().enumerate() {
-        let own = (0..lanes).find(|lane| owner(*lane) == core);
-        lane_of.store(own.unwrap_or(core % lanes) as u8, Relaxed);
+    for (core, seat) in blk.seats.iter().enumerate() {
+        seat.channel.bind(core);
     }
-    let timer = aio::context(home)
-        .timer(
-            "virtio-blk reset",
-            Callback::new(&reset::look_again, argument(disk, 0)),
-        )
-        .map_err(|_| SetupError::NoHandler)?;
     for (lane, channel) in channels.into_iter().enumerate() {
         let place = &blk.lanes[lane];
+        let owner = rehome::owner(lane, lanes, home, cores);
         channel.queue.watch(&place.watch);
-        place.owner.store(owner(lane) as u8, Relaxed);
-        place.channel.bind(owner(lane));
-        *place.incoming.lock() = Some(channel);
+        place.owner.store(owner as u8, Relaxed);
+        *blk.seats[owner].incoming.lock() = Some(channel);
     }
     blk.fixed.call_once(|| Fixed {
         transport,
         features,
         info,
-        home,
         lanes,
-        timer,
+        cores,
     });
-    for lane in 0..lanes {
-        listen(blk, disk, lane, owner(lane))?;
+    rehome::prepare_mover().map_err(|_| SetupError::NoHandler)?;
+    blk.prepare_seats(home).map_err(|_| SetupError::NoHandler)?;
+    blk.home.store(home as u8, Relaxed);
+    blk.serve();
+    // What came before the handlers were there is looked at once (EN-15).
+    for lane in blk.lanes() {
+        blk.seats[lane.owner()].notifier.set();
     }
-    aio::context(home)
-        .register(
-            &blk.notifier,
-            "virtio-blk control",
-            Callback::new(&super::home_event, argument(disk, 0)),
-            None,
-        )
-        .map_err(|_| SetupError::NoHandler)?;
     Ok(blk)
-}
-
-/// Makes `core`'s loop serve lane `lane`.
-fn listen(blk: &'static Blk, disk: usize, lane: usize, core: CoreId) -> Result<(), SetupError> {
-    let context = aio::context(core);
-    let callback = |f: &'static (dyn Fn(usize) + Sync)| Callback::new(f, argument(disk, lane));
-    let turn = TURNS.get(core);
-    if turn.hook.get().is_none() {
-        let hook = context
-            .turn_hook("virtio-blk publish", Callback::new(&super::publish, core))
-            .map_err(|_| SetupError::NoHandler)?;
-        turn.hook.call_once(|| hook);
-    }
-    let handler = Handler {
-        ready: callback(&super::ready),
-        poll_check: Some(&super::poll_check),
-        poll_begin: Some(callback(&super::poll_begin)),
-        poll_end: Some(callback(&super::poll_end)),
-    };
-    let place = &blk.lanes[lane];
-    context
-        .register_handler(&place.notifier, "virtio-blk queue", handler)
-        .map_err(|_| SetupError::NoHandler)?;
-    // What came before the handler was there is looked at once (EN-15).
-    place.notifier.set();
-    Ok(())
 }

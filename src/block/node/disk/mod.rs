@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod flush;
+mod home;
 mod registry;
 mod state;
 
@@ -37,7 +38,7 @@ use crate::block::accounting::{Counter, Counters, Totals};
 use crate::block::backend::beyond_end;
 use crate::block::device::{BlockDevice, DeviceFeatures, DeviceInfo};
 use crate::block::request::{RequestFlags, RequestRecord, complete};
-use crate::block::{BlockError, Operation, Request, RequestQueue, core_state};
+use crate::block::{BlockError, Operation, Request, RequestQueue};
 use crate::config::MAX_CORES;
 use crate::sync::{CachePadded, CoreArray, HomeCell};
 
@@ -104,6 +105,7 @@ pub struct Disk {
     node: Once<NodeId>,
     index: AtomicU32,
     home: AtomicU32,
+    moving: home::Moving,
     /// Bytes; changes with the device's configuration.
     capacity: AtomicU64,
     /// See [`state`].
@@ -125,6 +127,7 @@ impl Disk {
             node: Once::new(),
             index: AtomicU32::new(0),
             home: AtomicU32::new(0),
+            moving: home::Moving::new(),
             capacity: AtomicU64::new(0),
             state: AtomicU32::new(0),
             last_error: AtomicU32::new(0),
@@ -442,7 +445,7 @@ impl NodeDriver for Disk {
         };
         let target = self.device().submitter(core);
         if target != core {
-            return core_state::forward(target, request, self);
+            return self.cross(target, request);
         }
         if let Some(token) = &request.token {
             token.at_disk(self.index());

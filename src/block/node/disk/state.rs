@@ -199,6 +199,10 @@ impl DeviceEvents for Disk {
         }
     }
 
+    fn moved(&'static self, result: Result<(), BlockError>) {
+        self.move_done(result);
+    }
+
     fn reset_done(&self, result: Result<(), BlockError>) {
         // What the device had and was not asked to flush may be gone, also when it did not come back.
         if self.unflushed() {

@@ -1,6 +1,7 @@
 //! The driver against the fake device, with the real event loop and the real completion path, stepped in one thread.
 //! Here the machine; the tests are beside it.
 mod failures;
+mod moves;
 mod operations;
 
 use super::model::{Model, Seen};
@@ -14,6 +15,7 @@ use crate::virtio::dma::{DmaArena, DmaMemory};
 use crate::virtio::fake::{FakeDevice, Reset, State, write_used};
 use crate::virtio::transport::{SetupError, feature, status};
 use config::{feature as blk_feature, kind};
+use core::sync::atomic::AtomicUsize;
 use std::boxed::Box;
 use std::sync::Mutex;
 use std::vec::Vec;
@@ -63,6 +65,7 @@ enum Event {
     Resized,
     NeedsReset,
     ResetDone(Result<(), BlockError>),
+    Moved(Result<(), BlockError>),
 }
 
 /// Plays the disk node's part in events.
@@ -84,6 +87,11 @@ impl DeviceEvents for Listener {
     fn reset_done(&self, result: Result<(), BlockError>) {
         self.seen.lock().unwrap().push(Event::ResetDone(result));
     }
+
+    fn moved(&'static self, result: Result<(), BlockError>) {
+        assert_eq!(arch::current_core(), Some(0), "moves end in the main loop");
+        self.seen.lock().unwrap().push(Event::Moved(result));
+    }
 }
 
 /// A machine of `cores` cores with one disk on it.
@@ -93,7 +101,27 @@ struct Rig {
     blk: &'static Blk,
     model: Mutex<Model>,
     listener: &'static Listener,
+    /// An edge-triggered controller; without one the line is looked at.
+    route: Option<&'static Route>,
     _machine: host::Machine,
+}
+
+/// The interrupt controller's part.
+struct Route {
+    core: AtomicUsize,
+    refuses: AtomicUsize,
+    seen: AtomicU64,
+}
+
+impl InterruptRoute for Route {
+    fn check(&self, core: CoreId) -> bool {
+        self.refuses.load(SeqCst) != core
+    }
+
+    fn route(&self, core: CoreId) -> bool {
+        self.core.store(core, SeqCst);
+        true
+    }
 }
 
 fn on<R>(core: CoreId, f: impl FnOnce() -> R) -> R {
@@ -186,6 +214,7 @@ fn rig_with(
         blk,
         model: Mutex::new(model),
         listener,
+        route: None,
         _machine: machine,
     };
     rig.settle();
@@ -200,11 +229,7 @@ impl Rig {
     /// Delivers interrupts and polls every core until nobody has anything to do. The device does nothing.
     fn settle(&self) {
         for _ in 0..1000 {
-            let mut progress = false;
-            if self.device.line() {
-                on(self.blk.home(), || self.blk.interrupt());
-                progress = true;
-            }
+            let mut progress = self.deliver();
             for core in 0..MAX_CORES {
                 progress |= on(core, || aio::context(core).poll(false));
             }
@@ -213,6 +238,23 @@ impl Rig {
             }
         }
         panic!("the cores do not come to rest");
+    }
+
+    /// Takes the interrupt on the core where it is routed to, if the controller signals it.
+    fn deliver(&self) -> bool {
+        let raised = self.device.state().interrupts;
+        let signalled = match self.route {
+            // It sees lines that rise, and those once.
+            Some(route) => route.seen.swap(raised, SeqCst) != raised,
+            None => self.device.line(),
+        };
+        if signalled {
+            let core = self
+                .route
+                .map_or(self.blk.home(), |route| route.core.load(SeqCst));
+            on(core, || self.blk.interrupt());
+        }
+        signalled
     }
 
     /// The same, and the device serves.

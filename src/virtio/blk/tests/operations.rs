@@ -272,6 +272,7 @@ fn polling_does_without_interrupts() {
     for features in [ALL, ALL & !EVENT_INDEX] {
         let rig = rig_with(1, 1, 0, false, features, 64);
         let argument = argument(usize::from(rig.blk.index.load(Relaxed)), 0);
+        use super::super::seat::{poll_begin, poll_check, poll_end, ready};
         // The fake device has interrupted once, as devices do, for the first answer.
         rig.submit(0, Operation::Read, 0, &[0; 512], 0);
         rig.run();
