@@ -180,19 +180,16 @@ impl Blk {
     /// Makes the home core look at `control`. Any core, interrupt handlers too.
     fn call_home(&self) {
         self.control.store(true, Release);
-        // The flag before the look at who is home; a move changes the home before it looks at the flag. So either we
-        // see the new home, or it sees the flag.
+        // The flag before the look at who is home; a move changes the home, and then makes it look at the flag. So either
+        // we see the new home, or it sees the flag.
         fence(SeqCst);
         self.seats[self.home()].notifier.set();
     }
 
     /// On `core`, whose notifier was set: what there is for the home core.
     fn home_event(&self, core: CoreId) {
-        if core != self.home() {
-            // It has moved meanwhile.
-            return self.seats[self.home()].notifier.set();
-        }
-        if !self.control.swap(false, AcqRel) {
+        // Elsewhere: another core's notifier, or the home has changed meanwhile, and the end of the move calls the new one.
+        if core != self.home() || !self.control.swap(false, AcqRel) {
             return;
         }
         if self.config_changed.swap(false, Acquire) {
