@@ -12,6 +12,7 @@ use std::vec::Vec;
 
 pub use node::{EXCLUSIVE, Heard, TestNode};
 
+use super::device::{Move, NO_CORE};
 use super::{
     BlockDevice, BlockError, DeviceEvents, DeviceInfo, Operation, Request, RequestFlags, complete,
 };
@@ -60,6 +61,9 @@ struct Inner {
     reset_works: bool,
     /// The queue's core for each core.
     queue_of: [CoreId; MAX_CORES],
+    slow_moves: bool,
+    /// A move under way: where to, and what `queue_of` was.
+    moving: Option<(CoreId, [CoreId; MAX_CORES])>,
 }
 
 /// A disk in memory that does what a test says.
@@ -88,6 +92,8 @@ impl TestDisk {
                 resets: 0,
                 reset_works: true,
                 queue_of: core::array::from_fn(|core| core),
+                slow_moves: false,
+                moving: None,
             }),
             events: OnceLock::new(),
         }
@@ -120,6 +126,25 @@ impl TestDisk {
     /// Only this core has a queue.
     pub fn set_single_queue(&self, core: CoreId) {
         self.inner().queue_of = [core; MAX_CORES];
+    }
+
+    /// Moves to another home go on until [`end_move`](Self::end_move).
+    pub fn set_slow_moves(&self) {
+        self.inner().slow_moves = true;
+    }
+
+    /// Ends a move: with `Ok`, the only queue is the new home's; else all is as it was. In the main loop.
+    pub fn end_move(&self, result: Result<(), BlockError>) {
+        {
+            let mut inner = self.inner();
+            let (target, before) = inner.moving.take().expect("a move is under way");
+            inner.queue_of = if result.is_ok() {
+                [target; MAX_CORES]
+            } else {
+                before
+            };
+        }
+        self.events.get().expect("a disk").moved(result);
     }
 
     /// Whose queue serves each core.
@@ -346,6 +371,16 @@ impl BlockDevice for TestDisk {
             inner.held.push_back(held);
         }
         Ok(())
+    }
+
+    fn set_home(&'static self, core: CoreId) -> Result<Move, BlockError> {
+        let mut inner = self.inner();
+        if inner.slow_moves {
+            inner.moving = Some((core, inner.queue_of));
+            inner.queue_of = [NO_CORE; MAX_CORES];
+            return Ok(Move::UnderWay);
+        }
+        Ok(Move::Done)
     }
 
     fn reset(&self) {

@@ -6,6 +6,7 @@ mod graph;
 mod images;
 mod instruments;
 mod model;
+mod moves;
 mod nodes;
 mod paths;
 mod pool;

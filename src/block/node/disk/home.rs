@@ -77,6 +77,19 @@ impl Disk {
         Ok(())
     }
 
+    /// Gives back what [`check_home`](Self::check_home) took.
+    pub(super) fn stay(&self) {
+        // Asked for the home that it has, the device only gives back.
+        let _ = self.device().check_home(self.home());
+    }
+
+    /// Its node now belongs to `core`. The node may be there without the device: then requests cross over.
+    pub(super) fn follow(&'static self, core: CoreId) {
+        if let Err(error) = self.set_home(core) {
+            log::warn!("{}: stays on core {}: {error}", self.name(), self.home());
+        }
+    }
+
     /// Whether a move is under way.
     pub fn is_moving(&self) -> bool {
         self.moving.under_way.load(Ordering::Relaxed)

@@ -434,6 +434,22 @@ impl NodeDriver for Disk {
         }
     }
 
+    fn drain_poll(&'static self) -> bool {
+        self.is_moving()
+    }
+
+    fn check_context(&'static self, core: CoreId) -> Result<(), BlockError> {
+        self.check_home(core)
+    }
+
+    fn cancel_context(&'static self) {
+        self.stay();
+    }
+
+    fn attach_context(&'static self, core: CoreId) {
+        self.follow(core);
+    }
+
     /// A disk of the machine stays; one that only a test made may go.
     fn deletable(&self) -> bool {
         disk(self.index()).is_none_or(|listed| !core::ptr::eq(listed, self))
