@@ -149,12 +149,10 @@ impl Blk {
         let transport = fixed.transport;
         let all = || state.pending.load(Acquire) == 0;
         match state.stage.load(Relaxed) {
-            IDLE if state.asked.load(Acquire) => {
-                // Not while the disk moves, whose end looks again.
-                if state.claim(IDLE, STOPPING) {
-                    state.asked.store(false, Release);
-                    self.order(STOPPING, STOP);
-                }
+            // Not while the disk moves, whose end looks again.
+            IDLE if state.asked.load(Acquire) && state.claim(IDLE, STOPPING) => {
+                state.asked.store(false, Release);
+                self.order(STOPPING, STOP);
             }
             STOPPING if all() => {
                 transport.set_status(0);
