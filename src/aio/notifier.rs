@@ -106,7 +106,7 @@ pub(super) struct Handlers {
     table: IrqLock<[Option<Registration>; HANDLERS]>,
     /// Slots whose notifier was set. Any core sets, the home core clears.
     pub(super) ready: [AtomicU64; WORDS],
-    /// Slots whose poll check said yes. Home core.
+    /// Slots whose poll check said yes. The home core sets, any core that ends the registration clears.
     pub(super) polled: [AtomicU64; WORDS],
     /// Slots whose handler runs now: not poll-checked by a nested poll (EN-12). Home core.
     pub(super) busy: [AtomicU64; WORDS],
@@ -130,7 +130,8 @@ impl Handlers {
         }
     }
 
-    /// Marks `slot` ready. A mark without a set notifier is harmless: the loop looks at the notifier before it calls.
+    /// Marks `slot` ready. A mark without a set notifier is harmless: the loop looks at the notifier before it calls,
+    /// and asks the poll check, if there is one.
     #[inline]
     pub(super) fn mark(&self, slot: usize) {
         let (word, mask) = bit(slot);
@@ -147,6 +148,15 @@ impl Handlers {
             != 0
     }
 
+    /// A dispatch begins: what is registered from now on is first called in the next (POLL-11). Home core.
+    #[inline]
+    pub(super) fn begin_pass(&self) {
+        self.pass.store(
+            self.pass.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
+    }
+
     #[inline]
     pub(super) fn get(&self, slot: usize) -> Option<Registration> {
         self.table.lock()[slot]
@@ -156,7 +166,8 @@ impl Handlers {
 impl AioContext {
     /// Calls `ready` whenever `notifier` is set, and, while the loop polls before sleeping, whenever `poll_check`
     /// (called with `ready`'s argument) says that there is work. Registering a notifier again in the same context
-    /// replaces its handler. A notifier that is set already is called soon. Any core.
+    /// replaces its handler. A notifier that is set already is called soon, and `poll_check` is asked once, soon, for
+    /// what came while nobody listened. Any core.
     ///
     /// # Errors
     /// [`AioError::Busy`]: registered in another context. [`AioError::Exhausted`]: the context has [`HANDLERS`].
@@ -216,7 +227,8 @@ impl AioContext {
         }
         // Pairs with the fence in `set`.
         fence(Ordering::SeqCst);
-        if notifier.is_set() {
+        // A source may have got work while nobody listened: it is asked once (EN-15, CS-11).
+        if notifier.is_set() || handler.poll_check.is_some() {
             self.handlers
                 .mark(notifier.slot.load(Ordering::Relaxed) as usize);
         }
@@ -237,6 +249,9 @@ impl AioContext {
             notifier.context.set(None);
             table[slot] = None;
             self.adaptive.forget(slot);
+            // What its check has found is not for the next in this slot (EN-7).
+            let (word, mask) = bit(slot);
+            self.handlers.polled[word].fetch_and(!mask, Ordering::Relaxed);
             notifier.claimed.store(false, Ordering::Release);
         }
         self.notify();

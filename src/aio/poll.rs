@@ -16,7 +16,7 @@ use super::bottom_half::{Due, Internal};
 use super::context::AioContext;
 use super::coroutine;
 use super::lane::RECORDS;
-use super::notifier::{PollCheck, WORDS, bit};
+use super::notifier::{PollCheck, Registration, WORDS, bit};
 use super::trace::{self, Event, trace};
 use crate::arch::{self, CoreId};
 use crate::sync::atomic::{Ordering, fence};
@@ -66,10 +66,16 @@ impl AioContext {
             }
         }
         let mut progress = false;
-        if !self.lanes.is_quiet() {
+        let bottom_halves = !self.lanes.is_quiet();
+        if bottom_halves {
+            // What they register is first called in the next turn (POLL-11).
+            self.handlers.begin_pass();
             progress = self.run_bottom_halves();
         }
         if self.handlers.any_ready() {
+            if !bottom_halves {
+                self.handlers.begin_pass();
+            }
             progress |= self.run_handlers(waited);
         }
         if self.timers.any_armed() {
@@ -202,8 +208,10 @@ impl AioContext {
         let found = loop {
             let mut ready = false;
             for (slot, check, argument) in checks[..count].iter().flatten() {
-                if check(*argument) {
-                    let (word, mask) = bit(*slot);
+                let (word, mask) = bit(*slot);
+                // Unless another's begin has removed it.
+                if self.adaptive.begun[word].load(Ordering::Relaxed) & mask != 0 && check(*argument)
+                {
                     self.handlers.polled[word].fetch_or(mask, Ordering::Relaxed);
                     ready = true;
                 }
@@ -249,20 +257,27 @@ impl AioContext {
         }
     }
 
-    /// Asks the poll check of a slot unless its handler runs just now; marks it and returns true when it has work.
+    /// Asks the poll check of a slot; marks it and returns true when it has work.
     fn ask(&self, slot: usize) -> bool {
-        let (word, mask) = bit(slot);
-        let ready = self.handlers.busy[word].load(Ordering::Relaxed) & mask == 0
-            && self.handlers.get(slot).is_some_and(|registration| {
-                registration
-                    .handler
-                    .poll_check
-                    .is_some_and(|check| check(registration.handler.ready.argument()))
-            });
+        let ready = self
+            .handlers
+            .get(slot)
+            .is_some_and(|registration| self.has_work(slot, &registration));
         if ready {
+            let (word, mask) = bit(slot);
             self.handlers.polled[word].fetch_or(mask, Ordering::Relaxed);
         }
         ready
+    }
+
+    /// What the poll check of a slot says; no while its handler runs just now.
+    fn has_work(&self, slot: usize, registration: &Registration) -> bool {
+        let (word, mask) = bit(slot);
+        self.handlers.busy[word].load(Ordering::Relaxed) & mask == 0
+            && registration
+                .handler
+                .poll_check
+                .is_some_and(|check| check(registration.handler.ready.argument()))
     }
 
     /// About to sleep: ends polling at every source. True when one has work.
@@ -279,7 +294,10 @@ impl AioContext {
                 continue;
             }
             let (word, mask) = bit(slot);
-            self.adaptive.begun[word].fetch_and(!mask, Ordering::Relaxed);
+            if self.adaptive.begun[word].fetch_and(!mask, Ordering::Relaxed) & mask == 0 {
+                // Another's end has removed it.
+                continue;
+            }
             let Some(registration) = self.handlers.get(slot) else {
                 continue;
             };
@@ -383,8 +401,7 @@ impl AioContext {
     #[inline(never)]
     fn run_handlers(&'static self, waited: Option<Waited>) -> bool {
         let handlers = &self.handlers;
-        let pass = handlers.pass.load(Ordering::Relaxed).wrapping_add(1);
-        handlers.pass.store(pass, Ordering::Relaxed);
+        let pass = handlers.pass.load(Ordering::Relaxed);
         let mut progress = false;
         for word in 0..WORDS {
             // What becomes ready from here on waits for the next pass.
@@ -415,12 +432,12 @@ impl AioContext {
         let Some(registration) = handlers.get(slot) else {
             return false;
         };
-        if !polled && !registration.notifier.is_set() {
-            return false;
-        }
         if registration.born.wrapping_sub(pass).cast_signed() >= 0 {
             // Registered in this very pass: the next one sees it (POLL-11).
             handlers.mark(slot);
+            return false;
+        }
+        if !polled && !registration.notifier.is_set() && !self.has_work(slot, &registration) {
             return false;
         }
         trace(Event::Handler, slot as u32, 0);

@@ -172,6 +172,7 @@ pub fn polled_device(
     };
     ctx.register_handler(event, "disk", handler).unwrap();
     ctx.poll(false);
+    assert_eq!(log.take(), [2], "asked once when it came (EN-15)");
     // Not polled before it was ever ready (ADP-4). During the wait its interrupt comes, 10 us after the start.
     let during_wait = ctx.timer("device", call(|_| ())).unwrap();
     during_wait.arm_at(arch::now_ns() + 10_000);

@@ -1,8 +1,8 @@
 //! Handlers that can be polled (EN-5, EN-11 to EN-13).
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use crate::common::*;
-use ironthread::aio::Handler;
+use ironthread::aio::{EventNotifier, Handler};
 use ironthread::arch::host::{self, clock};
 
 #[test]
@@ -79,7 +79,9 @@ fn en_12_a_handler_that_runs_is_not_polled_by_its_nested_poll() {
         Some(check),
     )
     .unwrap();
-    ctx.poll(false);
+    assert!(ctx.poll(false), "asked when it came (EN-15)");
+    assert_eq!(get(calls), 1, "but not by its own nested poll");
+    calls.store(0, SeqCst);
     host::on_wait(Some(leak(move || {
         clock::advance(1_000);
         host::on_wait(None);
@@ -110,7 +112,8 @@ fn en_11_a_check_only_marks_and_the_handler_runs_in_its_place() {
         log.push(3);
     });
     ctx.register(event, "disk", ready, Some(check)).unwrap();
-    ctx.poll(false);
+    while ctx.poll(false) {}
+    assert_eq!(log.take(), [1, 3, 2], "asked once when it came (EN-15)");
     ready_in_a_wait(ctx, event);
     assert_eq!(log.take(), [3]);
     assert!(ctx.poll(true));
@@ -140,4 +143,117 @@ fn en_13_a_source_removed_in_poll_mode_gets_no_end_and_its_slot_begins_anew() {
     ctx.poll(false);
     assert!(!ctx.poll(true));
     assert_eq!(log.take(), []);
+}
+
+#[test]
+fn en_15_a_source_that_comes_back_is_asked_once_for_what_came_meanwhile() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
+    let (log, work) = (log(), count());
+    let event = notifier();
+    let handler = Handler {
+        ready: call(move |_| {
+            work.store(0, SeqCst);
+            log.push(9);
+        }),
+        poll_check: Some(leak(move |_: usize| {
+            log.push(2);
+            get(work) > 0
+        })),
+        poll_begin: None,
+        poll_end: None,
+    };
+    // The context does not poll, and the device's interrupt is lost while nobody listens.
+    for (found, expected) in [(0, &[2][..]), (1, &[2, 9])] {
+        work.store(found, SeqCst);
+        ctx.register_handler(event, "queue", handler).unwrap();
+        assert_eq!(ctx.poll(true), found == 1);
+        assert_eq!(log.take(), expected);
+        assert!(!ctx.poll(false));
+        assert_eq!(log.take(), [], "once");
+        ctx.unregister(event);
+    }
+}
+
+#[test]
+fn en_7_what_a_check_found_is_not_for_the_next_in_its_slot() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
+    let (log, work) = (log(), count());
+    let event = polled_device(ctx, log, work);
+    work.store(1, SeqCst);
+    // Found by the check; then a bottom half, idle so that the loop polls at all, gives the slot to another.
+    let next = notifier();
+    let between = leak(move |_: usize| {
+        log.push(5);
+        false
+    });
+    let swap = move |_| {
+        ctx.unregister(event);
+        ctx.register(next, "next", call(move |_| log.push(7)), Some(between))
+            .unwrap();
+    };
+    ctx.bottom_half("swap", call(swap)).unwrap().schedule_idle();
+    assert!(!ctx.poll(true));
+    let seen = log.take();
+    assert!(!ctx.poll(false));
+    assert_eq!([seen, log.take()].concat(), [1, 2, 5]);
+    ctx.unregister(next);
+}
+
+#[test]
+fn en_13_a_begin_or_end_that_removes_another_ends_its_polling() {
+    let (_core, ctx) = single();
+    clock::manual(1_000_000);
+    let log = log();
+    ctx.set_poll_max_ns(100_000);
+    let [first, second] = [notifier(), notifier()];
+    let removes = leak(AtomicUsize::new(0));
+    let of = |event: &'static EventNotifier, other: &'static EventNotifier, n: usize| {
+        let takes_away = move |when: usize| {
+            log.push(10 * n + when);
+            if get(removes) == 10 * n + when {
+                ctx.unregister(other);
+            }
+        };
+        let handler = Handler {
+            ready: call(move |_| event.test_and_clear()),
+            poll_check: Some(leak(move |_: usize| {
+                log.push(10 * n + 2);
+                clock::advance(1_000);
+                false
+            })),
+            poll_begin: Some(call(move |_| takes_away(1))),
+            poll_end: Some(call(move |_| takes_away(3))),
+        };
+        ctx.register_handler(event, "n", handler).unwrap();
+        ctx.poll(false);
+        ready_in_a_wait(ctx, event);
+    };
+    // The second one's begin takes the first away, which began before it.
+    of(first, second, 1);
+    of(second, first, 2);
+    ctx.poll(true);
+    ctx.poll(true);
+    log.take();
+    clock::advance(100_000_000);
+    removes.store(21, SeqCst);
+    ctx.poll(true);
+    let seen = log.take();
+    assert!(seen.starts_with(&[11, 21]), "{seen:?}");
+    assert!(
+        !seen[2..].iter().any(|event| event / 10 == 1),
+        "{seen:?}: neither asked nor ended"
+    );
+    // The first one's end takes the second away, and another comes to its place.
+    ctx.unregister(second);
+    of(first, second, 1);
+    of(second, first, 2);
+    clock::advance(100_000_000);
+    removes.store(13, SeqCst);
+    log.take();
+    ctx.poll(true);
+    let seen = log.take();
+    assert!(seen.contains(&13) && !seen.contains(&23), "{seen:?}");
+    ctx.unregister(first);
 }

@@ -3,7 +3,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use crate::common::*;
-use ironthread::aio::{Callback, Handler};
+use ironthread::aio::{Callback, EventNotifier, Handler};
 use ironthread::arch;
 use ironthread::arch::host::{self, clock};
 
@@ -108,6 +108,32 @@ fn poll_11_a_handler_in_a_slot_that_was_due_waits_for_the_next_pass() {
     assert_eq!(log.take(), [1]);
     assert!(ctx.poll(false));
     assert_eq!(log.take(), [3]);
+}
+
+#[test]
+fn poll_11_what_a_bottom_half_registers_is_first_called_in_the_next_turn() {
+    let (_core, ctx) = single();
+    let log = log();
+    let (other, event) = (notifier(), notifier());
+    let ready = move |n: usize, event: &'static EventNotifier| {
+        call(move |_| {
+            event.test_and_clear();
+            log.push(n);
+        })
+    };
+    ctx.register(other, "other", ready(2, other), None).unwrap();
+    let registers = move |_| {
+        log.push(1);
+        event.set();
+        ctx.register(event, "event", ready(3, event), None).unwrap();
+    };
+    ctx.schedule_oneshot("registers", call(registers)).unwrap();
+    other.set();
+    assert!(ctx.poll(false));
+    assert_eq!(log.take(), [1, 2]);
+    assert!(ctx.poll(false));
+    assert_eq!(log.take(), [3]);
+    assert!(!ctx.poll(false));
 }
 
 #[test]

@@ -215,7 +215,9 @@ pub fn nested_aio_poll(w: &World) {
         }),
     )
     .expect("a free handler");
+    // It is asked once because it came.
     drain(main);
+    LOOKS.set(0);
     main.set_poll_max_ns(1_000_000_000);
     // Waits that end by this handler teach the loop to poll for it; from then on nobody sets its notifier.
     while LOOKS.get() == 0 {
