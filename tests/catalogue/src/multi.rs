@@ -26,7 +26,7 @@ fn start(w: &World, core: usize) {
 /// Every IOThread begins, learns its number from the main loop, which waits for that, and ends.
 pub fn lifecycle(w: &World) {
     static IDS: [Count; MAX_CORES] = [const { Count::new() }; MAX_CORES];
-    for _ in 0..if w.long { 2_000 } else { 20 } {
+    for _ in 0..if w.long { 500 } else { 20 } {
         for (core, id) in IDS.iter().enumerate().take(w.cores()).skip(1) {
             id.set(0);
             let learn = Callback::new(
@@ -62,7 +62,7 @@ fn expect_alive(w: &World, core: usize) {
 /// A stop that comes while the loop begins ends it, whether its first iteration has begun or not.
 pub fn stop_races_start(w: &World) {
     stop(w, 1);
-    for _ in 0..if w.long { 20_000 } else { 200 } {
+    for _ in 0..if w.long { 4_000 } else { 200 } {
         let before = w.ended(1);
         w.hold(1, false);
         watch(|| aio::is_running(w.io(1)));
