@@ -204,6 +204,9 @@ pub fn current_core() -> Option<CoreId> {
 /// Masks interrupts on this core and says how it was before.
 #[inline]
 pub fn irq_mask() -> IrqState {
+    // An interrupt may come just before.
+    #[cfg(preempt)]
+    preempt::point();
     let depth = MASK_DEPTH.get();
     MASK_DEPTH.set(depth + 1);
     IrqState(depth)
@@ -215,6 +218,12 @@ pub fn irq_restore(state: IrqState) {
     MASK_DEPTH.set(state.0);
     if state.0 == 0 && HAS_PENDING.get() {
         deliver();
+    }
+    #[cfg(preempt)]
+    if state.0 == 0
+        && let Some(hooks) = preempt::hooks()
+    {
+        (hooks.unmasked)();
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Hooks {
     pub kick: fn(CoreId),
     /// In place of [`relax`](super::relax).
     pub relax: fn(),
+    /// Interrupts of the running core have just been unmasked: those that came meanwhile are taken.
+    pub unmasked: fn(),
 }
 
 std::thread_local! {

@@ -3,6 +3,8 @@
 //! Every seed runs in a process of its own, forked before anything has happened, so that it does the same again when it
 //! is run alone. Built with `--cfg preempt` (the script does); without, there is nothing here.
 #[cfg(preempt)]
+mod interrupts;
+#[cfg(preempt)]
 mod machine;
 #[cfg(preempt)]
 mod moving;
@@ -85,7 +87,8 @@ fn forked(one: &scenarios::Scenario, seed: u64) -> bool {
 #[cfg(preempt)]
 fn seed_once(one: &scenarios::Scenario, seed: u64) -> bool {
     ironthread::arch::host::set_cores(4);
-    match machine::run(seed, (one.cores)()) {
+    machine::begin(seed);
+    match machine::run((one.cores)()) {
         Ok(()) => {
             (one.check)();
             true

@@ -22,7 +22,7 @@ pub struct Scenario {
     pub check: fn(),
 }
 
-pub const ALL: [Scenario; 10] = [
+pub const ALL: [Scenario; 12] = [
     Scenario {
         name: "notify",
         cores: notify,
@@ -69,10 +69,12 @@ pub const ALL: [Scenario; 10] = [
         check: nothing_else,
     },
     super::moving::SCENARIO,
+    super::interrupts::BOTH_SIDES,
+    super::interrupts::ALONE,
 ];
 
 /// Counters of a scenario; each seed runs in a process of its own, so they begin at 0.
-static COUNT: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
+pub static COUNT: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
 
 pub fn add(counter: usize) -> usize {
     COUNT[counter].fetch_add(1, SeqCst) + 1
@@ -177,7 +179,7 @@ fn lock_check() {
 
 static HALVES: OnceLock<[BottomHalf; 3]> = OnceLock::new();
 
-fn made(name: &'static str, f: &'static (dyn Fn(usize) + Sync), argument: usize) -> BottomHalf {
+pub fn made(name: &'static str, f: &'static (dyn Fn(usize) + Sync), argument: usize) -> BottomHalf {
     aio::main_context()
         .bottom_half(name, Callback::new(f, argument))
         .expect("a bottom half")
