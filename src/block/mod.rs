@@ -58,7 +58,7 @@ pub use drain::{DrainGuard, DrainState, drain_kick, for_each_section};
 pub use error::BlockError;
 pub use graph::{drain_all_begin, drain_all_end};
 pub use node::disk::{Disk, DiskState, DiskView, ResetOutcome, add_disk, disk, disks, find_disk};
-pub use node::{BlockStatus, NodeId, NodeInfo};
+pub use node::{BlockStatus, NodeDriver, NodeId, NodeInfo};
 pub(crate) use queue::RequestQueue;
 pub use request::{
     Completion, Operation, Piece, Request, RequestFlags, RequestRecord, Segment, complete,

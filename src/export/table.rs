@@ -18,6 +18,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use heapless::String;
 
+use crate::aio::BottomHalf;
 use crate::block::Backend;
 use crate::config::EXPORTS;
 use crate::sync::IrqLock;
@@ -121,6 +122,14 @@ static TABLE: IrqLock<Table> = IrqLock::new(Table {
     last: 0,
 });
 
+/// Scheduled when the last session of a removed export has left.
+static GONE: IrqLock<Option<BottomHalf>> = IrqLock::new(None);
+
+/// Says who is scheduled when the last session of a removed export has left.
+pub(super) fn set_gone(bottom_half: BottomHalf) {
+    *GONE.lock() = Some(bottom_half);
+}
+
 /// Counts hard removals, so that sessions need not take the lock to see that nothing happened.
 static REMOVALS: AtomicU32 = AtomicU32::new(0);
 
@@ -153,15 +162,18 @@ impl Table {
         }
     }
 
-    fn free_if_left(&mut self, id: ExportId) {
+    /// Whether that was the end of the entry.
+    fn free_if_left(&mut self, id: ExportId) -> bool {
         for slot in &mut self.entries {
             if slot
                 .as_ref()
                 .is_some_and(|e| e.export.id == id && e.export.is_going() && e.export.sessions == 0)
             {
                 *slot = None;
+                return true;
             }
         }
+        false
     }
 }
 
@@ -332,7 +344,12 @@ pub(super) fn leave(id: ExportId) {
         debug_assert!(entry.export.sessions > 0);
         entry.export.sessions = entry.export.sessions.saturating_sub(1);
     }
-    table.free_if_left(id);
+    let freed = table.free_if_left(id);
+    drop(table);
+    let gone = *GONE.lock();
+    if let (true, Some(gone)) = (freed, gone) {
+        gone.schedule();
+    }
 }
 
 /// Notes that a session has ended with requests still running.

@@ -7,7 +7,7 @@ use heapless::String;
 use log::{error, info, warn};
 
 use super::options::{DiskSelector, Options};
-use crate::block::{self, Backend, Disk};
+use crate::block::{self, Disk, graph};
 use crate::export::nbd::{self, Phase};
 use crate::export::{self, RemoveMode};
 use crate::monitor::format::{Duration, Size};
@@ -60,9 +60,6 @@ fn add(disk: &'static Disk, writable: bool, name: &str, names: &mut String<160>)
         );
     }
     let writable = writable && !view.info.read_only;
-    let mut backend_name: String<24> = String::new();
-    // Both texts fit what they are written to.
-    let _ = write!(backend_name, "export-{}", export::export_count());
     let mut description: String<{ export::table::DESCRIPTION_BYTES }> = String::new();
     let _ = write!(
         description,
@@ -71,13 +68,7 @@ fn add(disk: &'static Disk, writable: bool, name: &str, names: &mut String<160>)
         view.serial,
         Size(view.info.size)
     );
-    let backend = match Backend::create(&backend_name, "nbd", disk.node()) {
-        Ok(backend) => backend,
-        Err(why) => return error!("export '{name}': {why}; not exported"),
-    };
-    backend.set_read_only(!writable);
-    // It also makes the NBD server listen to the backend's drained sections.
-    if let Err(why) = export::add(name, &description, backend, writable) {
+    if let Err(why) = export::serve(disk.node(), name, &description, writable) {
         return error!("export '{name}': {why}; not exported");
     }
     let separator = if names.is_empty() { "" } else { ", " };
@@ -101,7 +92,10 @@ pub fn shows(index: usize) -> bool {
         return false;
     };
     let mut found = false;
-    export::for_each(|export| found |= export.backend.root() == Some(node));
+    export::for_each(|export| {
+        let root = export.backend.root();
+        found |= root.is_some_and(|root| graph::stands_on(root, node));
+    });
     found
 }
 

@@ -9,7 +9,7 @@ use core::fmt::{self, Write};
 use ::log::LevelFilter;
 
 use super::format::Duration;
-use super::{bench, console, disks};
+use super::{bench, console, disks, graph, kinds};
 use crate::block::{self, ResetOutcome};
 use crate::{aio, arch};
 
@@ -75,7 +75,7 @@ struct Command {
 
 /// Most that `poll` takes, in us.
 const MAX_POLL_US: u64 = 1_000_000;
-const INFO: &str = "info cores|contexts|disks|exports|connections|drain|memory|version";
+const INFO: &str = "info cores|contexts|disks|nodes|kinds|exports|connections|drain|memory|version";
 const DISK: &str = "disk vdN reset";
 const POLL: &str = "poll off|MICROSECONDS";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
@@ -97,6 +97,24 @@ const COMMANDS: &[Command] = &[
         DISK,
         "clear a write error, or reset a disk that failed or hangs",
         disk,
+    ),
+    command(
+        "node",
+        graph::NODE,
+        "change the graph while clients use it; 'info kinds' lists kinds and keys",
+        |words, out, _| graph::node(words, out),
+    ),
+    command(
+        "drain",
+        graph::DRAIN,
+        "keep a node quiet, or everything, until the end",
+        |words, out, _| graph::drain_command(words, out),
+    ),
+    command(
+        "export",
+        graph::EXPORT,
+        "serve a node, read-only unless 'rw'; 'hard' closes connections",
+        |words, out, _| graph::export_command(words, out),
     ),
     command(
         "bench",
@@ -146,7 +164,7 @@ pub fn run(line: &str, out: &mut dyn Write, system: &'static dyn System) -> Outc
     Outcome::Done
 }
 
-fn end(words: &mut Words<'_>, usage: &'static str) -> Result<(), Refusal> {
+pub(super) fn end(words: &mut Words<'_>, usage: &'static str) -> Result<(), Refusal> {
     match words.next() {
         None => Ok(()),
         Some(_) => Err(Refusal::Usage(usage)),
@@ -181,6 +199,8 @@ fn info(
         "connections" => system.connections(out)?,
         "contexts" => contexts(out)?,
         "disks" => disks::list(out)?,
+        "nodes" => graph::list(out)?,
+        "kinds" => kinds::list(out)?,
         "drain" => disks::drain(out)?,
         _ => return Err(Refusal::Usage(INFO)),
     }

@@ -18,6 +18,7 @@ use spin::Once;
 use super::bench;
 use super::commands::{self, Outcome, System};
 use super::editor::{Editor, Event};
+use super::graph;
 use super::log;
 use crate::aio::{self, AioError, BottomHalf, Callback, EventNotifier};
 use crate::sync::HomeCell;
@@ -233,6 +234,7 @@ fn on_input(_: usize) {
 fn interrupt() {
     STATE.with(|state| state.replay = None);
     bench::interrupt();
+    graph::interrupt();
     finished();
 }
 

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`mod@bench`] | load on a disk, and its report |
 //! | [`disks`] | `info disks`, `info drain` |
+//! | `graph` | `node`, `drain`, `export`, `info nodes` |
+//! | `kinds` | what `node add` can make, from words |
 //! | [`signature`] | what a disk carries |
 //! | [`console`] | port, editor, commands and log put together on context 0 |
 //! | [`editor`] | bytes in, lines out |
@@ -18,5 +20,7 @@ pub mod console;
 pub mod disks;
 pub mod editor;
 pub mod format;
+mod graph;
+mod kinds;
 pub mod log;
 pub mod signature;

@@ -51,6 +51,12 @@ fn reaches_down(from: u16, to: u16, seen: &mut u64) -> bool {
     found
 }
 
+/// Whether `upper` is `lower` or stands on it, over any number of edges. Main loop only.
+pub fn stands_on(upper: NodeId, lower: NodeId) -> bool {
+    let places = with(|graph| Some((graph.place(upper)?, graph.place(lower)?)));
+    places.is_some_and(|(upper, lower)| reaches(upper, lower))
+}
+
 /// The edge of `parent` in `slot`.
 fn edge_in(parent: u16, slot: usize) -> Option<(u16, Edge)> {
     let mut found = None;

@@ -38,7 +38,7 @@ pub use arena::{
 };
 pub use coroutine::{Drained, drained_all_in_coroutine, drained_in_coroutine};
 pub use drain::{drain_all_begin, drain_all_end};
-pub use edit::{attach, delete, detach, replace};
+pub use edit::{attach, delete, detach, replace, stands_on};
 pub(crate) use edit::{attach_backend, detach_backend, set_permissions};
 pub use link::Link;
 pub use permissions::{Access, Permissions};
