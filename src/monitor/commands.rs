@@ -105,6 +105,12 @@ const COMMANDS: &[Command] = &[
         |words, out, _| graph::node(words, out),
     ),
     command(
+        "throttle",
+        kinds::THROTTLE,
+        "new limits for a group of throttle nodes",
+        throttle,
+    ),
+    command(
         "drain",
         graph::DRAIN,
         "keep a node quiet, or everything, until the end",
@@ -251,6 +257,18 @@ fn disk(
             writeln!(out, "{}: being reset; the log tells the end", disk.name())?
         }
         ResetOutcome::Nothing => writeln!(out, "{}: in order, nothing to do", disk.name())?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn throttle(
+    words: &mut Words<'_>,
+    out: &mut dyn Write,
+    _: &'static dyn System,
+) -> Result<Outcome, Refusal> {
+    match kinds::set_limits(words)? {
+        Ok(()) => writeln!(out, "new limits hold")?,
+        Err(why) => writeln!(out, "error: {why}")?,
     }
     Ok(Outcome::Done)
 }

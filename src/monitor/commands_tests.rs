@@ -44,7 +44,9 @@ static FAKE: Fake = Fake {
     shut_down: AtomicU32::new(0),
 };
 
+/// What the main loop's core prints for a line.
 fn typed(line: &str) -> Text {
+    let _core = arch::host::enter_core(0);
     let mut out = Text::new();
     assert_eq!(run(line, &mut out, &FAKE), Outcome::Done, "{line}");
     out
@@ -52,6 +54,7 @@ fn typed(line: &str) -> Text {
 
 #[test]
 fn every_command_is_in_the_help() {
+    let _machine = arch::host::machine(1);
     let help = typed("help");
     for command in COMMANDS {
         assert!(
@@ -64,6 +67,7 @@ fn every_command_is_in_the_help() {
 
 #[test]
 fn wrong_input_is_one_line_with_a_hint() {
+    let _machine = arch::host::machine(1);
     for line in [
         "bogus",
         "info",
@@ -78,6 +82,29 @@ fn wrong_input_is_one_line_with_a_hint() {
         "log debug now",
         "poll",
         "poll many",
+        "node",
+        "node add",
+        "node add null",
+        "node add null n",
+        "node add null n size=lots",
+        "node add null n size=1m colour=red",
+        "node add null 1n size=1m",
+        "node add fridge n size=1m",
+        "node del",
+        "node del nobody",
+        "node move nobody 1",
+        "node insert throttle t above nobody",
+        "node remove nobody",
+        "throttle nobody iops-total=5",
+        "throttle",
+        "drain begin",
+        "drain begin nobody",
+        "drain end all",
+        "drain twice all",
+        "export add",
+        "export add nobody",
+        "export del nobody",
+        "export del nobody softly",
         "poweroff now",
         "reboot -f",
         "info \u{fc}",
@@ -93,10 +120,25 @@ fn wrong_input_is_one_line_with_a_hint() {
 }
 
 #[test]
+fn nodes_are_made_listed_and_deleted() {
+    let _machine = arch::host::machine(1);
+    assert_eq!(typed("node add null by-hand size=1m"), "by-hand: added\n");
+    let refused = typed("node add null by-hand size=1m");
+    assert!(refused.starts_with("error: "), "{refused}");
+    let nodes = typed("info nodes");
+    let line = nodes.lines().find(|line| line.starts_with("by-hand "));
+    assert!(line.is_some_and(|line| line.contains("null")), "{nodes}");
+    assert_eq!(typed("node del by-hand"), "by-hand: deleted\n");
+    assert!(!typed("info nodes").contains("by-hand"));
+}
+
+#[test]
 fn what_the_machine_answers_is_passed_on() {
+    let _machine = arch::host::machine(1);
     assert_eq!(typed("info version"), "version of the fake\n");
     assert_eq!(typed("  info   cores  "), "cores of the fake\n");
     // Other tests of this process may have added disks.
-    assert!(typed("info disks").starts_with("disk serial"));
+    let disks = typed("info disks");
+    assert!(disks.starts_with("disk serial") || disks == "no disks\n");
     assert_eq!(typed(""), "");
 }

@@ -2,7 +2,7 @@
 
 mod drain;
 mod durability;
-mod graph;
+mod graph_changes;
 mod images;
 mod instruments;
 mod model;

@@ -74,6 +74,15 @@ pub enum GroupError {
     Block(BlockError),
 }
 
+impl core::fmt::Display for GroupError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Unfit(unfit) => write!(f, "{unfit}"),
+            Self::Block(error) => write!(f, "{error}"),
+        }
+    }
+}
+
 /// A group, as a person wants to see it.
 #[derive(Clone, Debug)]
 pub struct GroupView {
