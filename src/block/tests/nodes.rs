@@ -2,7 +2,7 @@
 
 use super::model::Random;
 use super::*;
-use crate::block::graph;
+use crate::block::graph::{self, Permissions};
 use crate::block::node::concat;
 use crate::block::node::partition::{self, PartitionOptions};
 use crate::block::node::ram;
@@ -576,5 +576,89 @@ fn a_row_that_cannot_be_is_refused() {
         let id = create(&[large.disk.node()]).unwrap();
         on(0, || graph::delete(id)).unwrap();
     }
+    rig.finish();
+}
+
+fn writer(rig: &mut Rig, node: NodeId) -> Result<(), BlockError> {
+    let backend = on(0, || {
+        Backend::open(&unique("w"), "test", Some(node), Permissions::WRITER)
+    })?;
+    rig.opened.push(backend);
+    rig.settle();
+    Ok(())
+}
+
+/// Who keeps one partition to itself need not know of who has the next; whoever has the whole disk would have to.
+#[test]
+fn partitions_of_a_disk_have_a_writer_each_but_not_beside_one_of_the_disk() {
+    let mut rig = rig(1);
+    let f = rig.disk(with_flush(1 << 20));
+    let parts = [0, 1].map(|n| part(f.disk.node(), n << 19, 1 << 19));
+    parts.iter().for_each(|node| _ = rig.keep(*node));
+    assert_eq!(writer(&mut rig, parts[0]), Ok(()));
+    assert_eq!(writer(&mut rig, parts[1]), Ok(()));
+    assert_eq!(writer(&mut rig, parts[1]), Err(BlockError::Busy));
+    assert_eq!(writer(&mut rig, f.disk.node()), Err(BlockError::Busy));
+    rig.finish();
+
+    let mut rig = super::rig(1);
+    let f = rig.disk(with_flush(1 << 20));
+    let node = rig.keep(part(f.disk.node(), 0, 1 << 19));
+    assert_eq!(writer(&mut rig, f.disk.node()), Ok(()));
+    assert_eq!(writer(&mut rig, node), Err(BlockError::Busy));
+    rig.finish();
+}
+
+fn replace(rig: &Rig, backend: &'static Backend, slot: usize, child: NodeId) {
+    rig.drain(backend);
+    on(0, || graph::replace(backend.root().unwrap(), slot, child)).unwrap();
+    rig.undrain(backend);
+}
+
+/// A child with larger blocks takes the place of one: what would not begin at a block any more is refused, not sent down askew.
+#[test]
+fn a_child_whose_blocks_are_too_large_gets_nothing() {
+    let mut rig = rig(1);
+    let small = rig.disk(with_flush(1 << 20));
+    let mut info = with_flush(1 << 20);
+    info.logical_block = 4096;
+    let large = rig.disk(info);
+    [small, large]
+        .iter()
+        .for_each(|f| f.device.set_automatic(true));
+    let one = rig.backend(part(small.disk.node(), 512, 1 << 19));
+    let other = rig.backend(row(&[small.disk.node()]));
+    for backend in [one, other] {
+        replace(&rig, backend, 0, large.disk.node());
+        submit(0, backend, write(0, 4096, 1), 1);
+        submit(0, backend, read(4096, 4096), 2);
+        rig.settle();
+        let no = Err(BlockError::Invalid);
+        assert_eq!(results(), [(1, no), (2, no)]);
+        assert_eq!(large.device.log(), []);
+        replace(&rig, backend, 0, small.disk.node());
+        submit(0, backend, write(0, 512, 1), 1);
+        rig.settle();
+        assert_eq!(results(), [(1, Ok(()))]);
+    }
+    rig.finish();
+}
+
+/// What was written to a child before it came into the row may not be durable.
+#[test]
+fn dur_6_a_child_that_takes_another_s_place_is_flushed() {
+    let mut rig = rig(1);
+    let row = three(&mut rig);
+    row.automatic();
+    let new = rig.disk(with_flush(64 * 1024));
+    new.device.set_automatic(true);
+    submit(0, row.backend, flush(), 0);
+    submit(0, new.backend, write(0, 512, 3), 1);
+    rig.settle();
+    replace(&rig, row.backend, 1, new.disk.node());
+    submit(0, row.backend, flush(), 2);
+    rig.settle();
+    assert!(results().iter().all(|(_, result)| result.is_ok()));
+    assert_eq!(new.device.durable()[0], 3);
     rig.finish();
 }
