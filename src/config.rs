@@ -103,6 +103,15 @@ pub const REQUESTS_PER_CORE: usize = if cfg!(feature = "small") { 256 } else { 5
 /// Request records per core that are kept back for drain and shutdown.
 pub const REQUEST_RESERVED: usize = 4;
 
+/// Verify nodes.
+pub const VERIFIES: usize = if cfg!(feature = "small") { 2 } else { 4 };
+
+/// Pages of 4 KiB, of each verify node, for what its second child reads: 256 KiB in all (small profile: 64 KiB).
+pub const VERIFY_PAGES: usize = if cfg!(feature = "small") { 8 } else { 16 };
+
+/// Largest part of a read, in bytes, that a verify node compares at once. A logical block is not larger than a page of these.
+pub const VERIFY_WINDOW: u64 = 32 * 1024;
+
 /// Throttle nodes.
 pub const THROTTLES: usize = 16;
 

@@ -25,7 +25,7 @@ use super::graph::{self, Permissions, Reason, Refusal};
 use super::node::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
 use super::request::{RequestFlags, RequestRecord, complete};
 use super::token::InFlight;
-use super::{BlockError, Operation, Request};
+use super::{BlockError, Operation, Request, credits};
 use crate::arch::{self, CoreId};
 use crate::config::{BACKENDS, MAX_CORES, MAX_TRANSFER};
 use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock};
@@ -71,6 +71,9 @@ pub(super) const NO_PARKING: u32 = 2;
 const ROOT_READ_ONLY: u32 = 4;
 /// Its user must stay in its context (CTX-7).
 const CONTEXT_FIXED: u32 = 8;
+
+/// Stage of a frame below which the request has spares; any other is there for the parts alone.
+const CREDITED: u8 = 1;
 
 /// A user's handle on a root node.
 pub struct Backend {
@@ -434,6 +437,36 @@ impl Backend {
         root.submit(request);
     }
 
+    /// As [`admit`](Self::admit), for a graph that needs spare records: as soon as there are enough.
+    pub(super) fn admit_at_cost(
+        &'static self,
+        mut request: Request,
+        root: &'static dyn NodeDriver,
+        cost: usize,
+    ) {
+        match self.check(&mut request) {
+            Verdict::Pass => {}
+            Verdict::Done(result) => return complete(request, result),
+        }
+        if let Some(request) = credits::reserve(request, cost) {
+            self.go_at_cost(request, root);
+        }
+    }
+
+    /// A request that has its spares goes down, under a frame that puts them back.
+    fn go_at_cost(&'static self, mut request: Request, root: &'static dyn NodeDriver) {
+        let (home, offset) = (request.home, request.offset);
+        if !request.push_frame(self, home, CREDITED) {
+            credits::release(&mut request);
+            complete(request, Err(BlockError::NoMemory));
+            return go_on(home);
+        }
+        if request.len > MAX_TRANSFER && request.operation.has_data() {
+            part(&mut request, offset, MAX_TRANSFER);
+        }
+        root.submit(request);
+    }
+
     fn check(&self, request: &mut RequestRecord) -> Verdict {
         let operation = request.operation;
         if operation == Operation::Flush {
@@ -492,6 +525,20 @@ fn part(request: &mut RequestRecord, offset: u64, len: u64) {
     };
 }
 
+/// Lets go requests that waited for spares, of any backend, as far as those suffice.
+fn go_on(core: CoreId) {
+    while let Some(mut request) = credits::next(core) {
+        let backend = request.token.as_ref().map(InFlight::backend);
+        match backend.and_then(|backend| Some((backend, backend.find_root(core)?.0))) {
+            Some((backend, root)) => backend.go_at_cost(request, root),
+            None => {
+                credits::release(&mut request);
+                complete(request, Err(BlockError::NoMedium));
+            }
+        }
+    }
+}
+
 impl Layer for Backend {
     fn completed(&'static self, mut request: Request) -> Ascent {
         let next = request.offset + request.len;
@@ -504,7 +551,12 @@ impl Layer for Backend {
             }
             request.result = Err(BlockError::NoMedium);
         }
+        let credited = request.frame().stage == CREDITED;
         request.leave();
+        if credited {
+            credits::release(&mut request);
+            go_on(request.home);
+        }
         Ascent::Up(request)
     }
 }

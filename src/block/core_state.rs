@@ -17,7 +17,7 @@ use heapless::{Deque, Vec};
 
 use super::node::{Ascent, NodeDriver};
 use super::request::{Direction, RequestRecord};
-use super::{BlockError, Request, RequestQueue};
+use super::{BlockError, Request, RequestQueue, credits};
 use crate::aio::{self, BottomHalf, Callback, TurnHook};
 use crate::arch::{self, CoreId};
 use crate::config::{BOTTOM_HALVES, MAX_CORES, REQUEST_RESERVED, REQUESTS_PER_CORE};
@@ -127,6 +127,7 @@ pub(crate) fn start(core: CoreId) -> Result<(), BlockError> {
         return Ok(());
     }
     FREE.get(core).bind(core);
+    credits::start(core);
     LISTS.get(core).bind(core);
     let context = aio::context(core);
     let bottom_half = context
@@ -172,6 +173,9 @@ pub(crate) fn free(record: PoolBox<RequestRecord>) {
         request.direction = Direction::Home;
         deliver(home, request);
         return;
+    }
+    if record.spare {
+        return credits::put_back(Request::from_record(record));
     }
     let waiter = FREE.get(home).with(|free| {
         // Never full: it has room for every record of this core.

@@ -18,6 +18,8 @@ use crate::sync::HomeCell;
 pub(super) struct Gate {
     /// The root, as of the last opening; `None`: look it up.
     pub(super) root: Option<&'static dyn NodeDriver>,
+    /// The root instead, where its graph needs spare records, with how many: so only such a graph's requests pay for it.
+    costly: Option<(&'static dyn NodeDriver, usize)>,
     pub(super) parking: bool,
     parked: RequestQueue,
     /// Change of the gate that this core has seen.
@@ -40,6 +42,7 @@ impl PerCore {
         Self {
             gate: HomeCell::new(Gate {
                 root: None,
+                costly: None,
                 parking: false,
                 parked: RequestQueue::new(),
                 generation: 0,
@@ -65,12 +68,31 @@ impl Backend {
             request.queued = request.token.take().map(InFlight::park);
             return per_core.gate.with(|gate| gate.parked.push(request));
         }
-        let root = self.root_driver();
-        per_core.gate.with(|gate| gate.root = root);
-        match root {
-            Some(root) => self.admit(request, root),
+        self.admit_at_root(request);
+    }
+
+    /// Sends a counted request down to the root, whatever that is by now.
+    fn admit_at_root(&'static self, request: Request) {
+        match self.find_root(request.home) {
+            Some((root, 0)) => self.admit(request, root),
+            Some((root, cost)) => self.admit_at_cost(request, root, cost),
             None => complete(request, Err(BlockError::NoMedium)),
         }
+    }
+
+    /// The root, and how many spare records a request of its graph needs; remembered until the gate moves.
+    pub(super) fn find_root(&self, core: CoreId) -> Option<(&'static dyn NodeDriver, usize)> {
+        let cell = &self.cores.get(core).gate;
+        if let Some(found) = cell.with(|gate| gate.costly.or(gate.root.map(|root| (root, 0)))) {
+            return Some(found);
+        }
+        let root = self.root_driver()?;
+        let cost = usize::from(root.info().cost);
+        cell.with(|gate| match cost {
+            0 => gate.root = Some(root),
+            _ => gate.costly = Some((root, cost)),
+        });
+        Some((root, cost))
     }
 
     #[inline]
@@ -125,6 +147,7 @@ impl Backend {
             gate.generation = generation;
             gate.parking = parking;
             gate.root = None;
+            gate.costly = None;
             Some(if parking {
                 RequestQueue::new()
             } else {
@@ -148,12 +171,8 @@ impl Backend {
             }
             counted.push(request);
         }
-        let root = self.root_driver();
         while let Some(request) = counted.pop() {
-            match root {
-                Some(root) => self.admit(request, root),
-                None => complete(request, Err(BlockError::NoMedium)),
-            }
+            self.admit_at_root(request);
         }
     }
 }

@@ -21,6 +21,7 @@
 //! | [`accounting`] | counters |
 //! | [`mod@bench`] | a load generator over a backend |
 //! | [`throttle`] | leaky buckets and the groups that share them |
+//! | [`tracked`] | which ranges are being worked on, and who waits for whom |
 //!
 //! The machine calls [`start_core`] on every core, then [`add_disk`] for each device, from the top slot down.
 //! Only `submit`, `complete` and what they call are on the path of a request.
@@ -30,6 +31,7 @@ pub mod accounting;
 pub mod backend;
 pub mod bench;
 mod core_state;
+mod credits;
 mod data;
 pub mod device;
 pub mod drain;
@@ -47,12 +49,14 @@ pub mod testing;
 mod tests;
 pub mod throttle;
 mod token;
+pub mod tracked;
 mod watch;
 mod zero;
 
 pub use accounting::Totals;
 pub use backend::{Backend, BackendListener, backend, backends};
 pub use core_state::most_records;
+pub use credits::usage as spare_usage;
 pub use device::{BlockDevice, DeviceEvents, DeviceFeatures, DeviceInfo};
 pub use drain::{DrainGuard, DrainState, drain_kick, for_each_section};
 pub use error::BlockError;

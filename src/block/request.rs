@@ -98,6 +98,10 @@ pub struct RequestRecord {
     pub(crate) token: Option<InFlight>,
     pub(crate) queued: Option<Queued>,
     pub(crate) next: Option<Request>,
+    /// A record of the spares' pool.
+    pub(crate) spare: bool,
+    /// Spares reserved for this request, chained.
+    pub(crate) spares: Option<Request>,
     pub(crate) frames: Vec<Frame, MAX_DEPTH>,
 }
 
@@ -121,6 +125,8 @@ impl RequestRecord {
             token: None,
             queued: None,
             next: None,
+            spare: false,
+            spares: None,
             frames: Vec::new(),
         }
     }
@@ -260,7 +266,8 @@ impl Drop for Request {
             return;
         };
         debug_assert!(
-            (record.token.is_none() && record.queued.is_none()) || super::unwinding(),
+            (record.token.is_none() && record.queued.is_none() && record.spares.is_none())
+                || super::unwinding(),
             "a travelling request was dropped: {} at {}",
             record.operation.name(),
             record.offset,

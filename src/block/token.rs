@@ -83,6 +83,11 @@ impl InFlight {
         Queued::new(self.backend, self.core as CoreId)
     }
 
+    /// Whose count it is.
+    pub(crate) fn backend(&self) -> &'static Backend {
+        self.backend
+    }
+
     /// Notes that the request is with disk number `disk`.
     #[inline]
     pub(crate) fn at_disk(&self, disk: usize) {

@@ -5,6 +5,7 @@
 //! | [`disk`] | a device behind [`BlockDevice`](super::BlockDevice): splitting, flush ordering, error latch | any core; the device's queue core for I/O |
 //! | [`ram`] | memory, with a bitmap of what is allocated | any core |
 //! | [`null`] | swallows writes, reads zeroes or nothing, after a chosen time | any core |
+//! | [`verify`] | two children that must agree: reads compare them, all else goes to both | any core |
 //! | [`throttle`] | limits the rate of its group's members, with bursts; lets all go on drain | its context's core, where anything is limited |
 //! | [`partition`] | a part of its child; [`partitions`](super::partitions) finds them on disks | any core |
 //! | [`concat`] | its children one after another | any core |
@@ -24,6 +25,7 @@ pub mod null;
 pub mod partition;
 pub mod ram;
 pub mod throttle;
+pub mod verify;
 
 use core::fmt;
 

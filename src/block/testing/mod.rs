@@ -195,6 +195,11 @@ impl TestDisk {
         self.inner().visible.clone()
     }
 
+    /// Changes a byte of what a read sees, behind everybody's back.
+    pub fn corrupt(&self, offset: usize) {
+        self.inner().visible[offset] ^= 0x55;
+    }
+
     /// What would survive a power cut now.
     pub fn durable(&self) -> Vec<u8> {
         self.inner().durable.clone()

@@ -11,10 +11,13 @@ mod nodes;
 mod paths;
 mod pool;
 mod scans;
+mod spares;
 mod tables;
 mod threads;
 mod throttle;
 mod throttle_catalogue;
+mod tracked;
+mod verify;
 
 use std::boxed::Box;
 use std::sync::Mutex;
@@ -225,6 +228,11 @@ impl Rig {
                 0,
                 "records of core {core} leaked"
             );
+            assert_eq!(
+                on(core, || spare_usage(core)),
+                (0, 0),
+                "spares of core {core} leaked"
+            );
         }
         assert_eq!(PAGES.in_use(), 0, "pages leaked");
     }
@@ -246,7 +254,7 @@ pub(super) struct Fixture {
 }
 
 /// What to ask for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Ask {
     pub operation: Operation,
     pub offset: u64,
