@@ -81,10 +81,11 @@ pub fn wait_kick() {
 /// may be held across it.
 ///
 /// # Errors
-/// [`AioError::Exhausted`] when too much work is on its way.
+/// [`AioError::Exhausted`] when too much work is on its way, [`AioError::Stopped`] when the loop of `context` was
+/// stopped and not run again.
 ///
 /// # Panics
-/// As [`wait_while`].
+/// As [`wait_while`], unless the current core is the home of `context`: there it runs at once.
 pub fn run_and_wait(context: &'static AioContext, work: Callback) -> Result<(), AioError> {
     static NOTHING: fn(usize, WorkResult) = |_, _| ();
     if context.is_home() {

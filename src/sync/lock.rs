@@ -132,8 +132,9 @@ impl ContextLock {
     /// Takes one level; waits, in order of arrival, while another core has it.
     ///
     /// # Panics
-    /// In an interrupt handler, with interrupts masked, on a thread that is no core, and in debug builds when it is
-    /// taken out of order: only the main loop's core may hold the locks of several contexts beside the main loop's.
+    /// In an interrupt handler and on a thread that is no core. In debug builds also when it would have to be waited
+    /// for with interrupts masked, and when it is taken out of order: only the main loop's core may hold the locks of
+    /// several contexts beside the main loop's.
     #[cfg_attr(debug_assertions, track_caller)]
     pub fn acquire(&self) {
         let core = self.caller();
