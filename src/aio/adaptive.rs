@@ -58,6 +58,7 @@ pub(super) fn adjusted(budget: u64, block_ns: u64, policy: Policy) -> u64 {
 }
 
 /// What a context has learnt. Parameters are written by any core, the rest by the home core.
+#[repr(C)]
 pub(super) struct Adaptive {
     max_ns: AtomicU64,
     grow: AtomicU32,

@@ -20,7 +20,7 @@ use core::mem::MaybeUninit;
 use super::callback::{AioError, Callback};
 use super::context::AioContext;
 use super::lane::RECORDS;
-use super::trace::{Event, trace_on};
+use super::trace::{Event, trace, trace_on};
 use crate::arch;
 use crate::config::{BOTTOM_HALVES, ONESHOT_RESERVED, ONESHOTS};
 use crate::sync::IndexStack;
@@ -50,15 +50,18 @@ pub(super) enum Internal {
 }
 
 const FIRST_ONESHOT: usize = BOTTOM_HALVES;
-const FIRST_INTERNAL: usize = BOTTOM_HALVES + ONESHOTS;
+/// Records from here on are the loop's own.
+pub(super) const FIRST_INTERNAL: usize = BOTTOM_HALVES + ONESHOTS;
 
 #[derive(Clone, Copy)]
-struct Body {
-    callback: Callback,
-    name: &'static str,
-    guard: Option<&'static ReentrancyGuard>,
+pub(super) struct Body {
+    pub(super) callback: Callback,
+    pub(super) name: &'static str,
+    pub(super) guard: Option<&'static ReentrancyGuard>,
 }
 
+// A power of two in size: found by a shift.
+#[repr(align(64))]
 struct Record {
     /// Generation and flags.
     word: AtomicU32,
@@ -125,19 +128,28 @@ pub(super) struct Records {
     free_oneshots: IndexStack<ONESHOTS>,
 }
 
-/// What a dequeued record asks the loop to do.
-pub(super) enum Due {
-    /// Cancelled or deleted meanwhile.
-    Nothing,
-    /// Call it; `idle` runs are not progress.
-    Call {
-        callback: Callback,
-        name: &'static str,
-        guard: Option<&'static ReentrancyGuard>,
-        idle: bool,
-    },
-    /// One of the loop's own.
-    Internal(usize),
+/// The word of a record when it was taken off its lane.
+#[derive(Clone, Copy)]
+pub(super) struct Dequeued(u32);
+
+impl Dequeued {
+    /// A one-shot, or deleted: the record is freed now.
+    #[inline]
+    pub(super) fn ends(self) -> bool {
+        self.0 & (DELETED | ONESHOT) != 0
+    }
+
+    /// Neither cancelled nor deleted meanwhile.
+    #[inline]
+    pub(super) fn is_scheduled(self) -> bool {
+        self.0 & SCHEDULED != 0
+    }
+
+    /// Its run is no progress.
+    #[inline]
+    pub(super) fn is_idle(self) -> bool {
+        self.0 & IDLE != 0
+    }
 }
 
 impl Records {
@@ -213,57 +225,43 @@ impl Records {
         unsafe { (*self.records[index].body.get()).assume_init_ref() }.name
     }
 
-    /// Takes a record off its lane: clears the flags before the callback runs (BH-4). Home core only.
+    /// Takes one of the loop's own off its lane; which one, unless it was taken back. Home core only.
+    pub(super) fn dequeue_internal(&self, index: usize) -> Option<usize> {
+        let old = self.records[index]
+            .word
+            .fetch_and(!(PENDING | SCHEDULED), Ordering::AcqRel);
+        (old & SCHEDULED != 0).then_some(index - FIRST_INTERNAL)
+    }
+
+    /// Takes a record off its lane: clears the flags before the callback runs (BH-4). What to call, and what the flags
+    /// were; one that [ends](Dequeued::ends) is given to [`end`](Self::end). Home core only.
     #[inline]
-    pub(super) fn dequeue(&self, index: usize) -> Due {
+    pub(super) fn dequeue(&self, index: usize) -> (Body, Dequeued) {
         let record = &self.records[index];
-        if index >= FIRST_INTERNAL {
-            let old = record
-                .word
-                .fetch_and(!(PENDING | SCHEDULED), Ordering::AcqRel);
-            return match old & SCHEDULED {
-                0 => Due::Nothing,
-                _ => Due::Internal(index - FIRST_INTERNAL),
-            };
-        }
         // Copied first: from the exchange on, another core may delete the record and create it anew (BH-11).
         // SAFETY: the record is PENDING (it came from a lane), so it is LIVE and cannot be freed before the exchange
         // below; its body was written before it was first queued, which the lane's tail made visible.
         let body = unsafe { *(*record.body.get()).assume_init_ref() };
-        let mut old = record.word.load(Ordering::Relaxed);
-        loop {
-            debug_assert_ne!(old & PENDING, 0, "a record was queued twice");
-            // A one-shot is free before it runs, so that its callback finds a record for the next one.
-            let ends = old & (DELETED | ONESHOT) != 0;
-            let new = if ends {
-                (old & !FLAGS).wrapping_add(GENERATION)
-            } else {
-                old & !(PENDING | SCHEDULED | IDLE)
-            };
-            match record
-                .word
-                .compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Relaxed)
-            {
-                Ok(_) if ends => {
-                    self.give_back(index);
-                    break;
-                }
-                Ok(_) => break,
-                Err(now) => old = now,
-            }
-        }
-        if old & SCHEDULED == 0 {
-            return Due::Nothing;
-        }
-        Due::Call {
-            callback: body.callback,
-            name: body.name,
-            guard: body.guard,
-            idle: old & IDLE != 0,
-        }
+        let old = record
+            .word
+            .fetch_and(!(PENDING | SCHEDULED | IDLE), Ordering::AcqRel);
+        debug_assert_ne!(old & PENDING, 0, "a record was queued twice");
+        (body, Dequeued(old))
     }
 
-    #[inline(never)]
+    /// Frees a record that left its lane and is deleted, or a one-shot, which is free before it runs, so that its
+    /// callback finds a record for the next one. All handles of the one are refused already, the other has none: nobody
+    /// else changes word or body until it is created anew.
+    pub(super) fn end(&self, index: usize, word: Dequeued) -> Body {
+        let record = &self.records[index];
+        // SAFETY: it was PENDING, so it was LIVE and its body written; it is not free before `give_back` below.
+        let body = unsafe { *(*record.body.get()).assume_init_ref() };
+        let next = (word.0 & !FLAGS).wrapping_add(GENERATION);
+        record.word.store(next, Ordering::Release);
+        self.give_back(index);
+        body
+    }
+
     fn give_back(&self, index: usize) {
         if index >= FIRST_ONESHOT {
             self.free_oneshots.give_back(index - FIRST_ONESHOT);
@@ -367,8 +365,7 @@ impl AioContext {
             },
             ONESHOT | PENDING | SCHEDULED,
         );
-        self.lanes.push(index);
-        self.wake();
+        self.send(index);
         Ok(())
     }
 
@@ -379,9 +376,10 @@ impl AioContext {
             .word
             .fetch_or(PENDING | SCHEDULED, Ordering::AcqRel);
         if old & PENDING == 0 {
-            self.lanes.push(index);
+            self.send(index);
+        } else {
+            self.wake();
         }
-        self.wake();
     }
 }
 
@@ -400,6 +398,35 @@ impl BottomHalf {
     /// [`try_schedule`](Self::try_schedule) says why.
     #[inline]
     pub fn schedule(&self) -> bool {
+        let sender = arch::current_core();
+        let at_home = self.context.is_home_of(sender);
+        if !at_home && self.context.state.is_stopped() {
+            return false;
+        }
+        // Mostly it is idle, and one exchange without a look before it does.
+        let idle = self.generation | LIVE;
+        let record = &self.context.records.records[self.index as usize];
+        let scheduled = idle | PENDING | SCHEDULED;
+        if record
+            .word
+            .compare_exchange(idle, scheduled, Ordering::AcqRel, Ordering::Relaxed)
+            .is_err()
+        {
+            return self.schedule_again();
+        }
+        if let Some(core) = sender {
+            trace_on(core, Event::Schedule, self.index as u32, 0);
+        }
+        if at_home {
+            self.context.send_home(self.index as usize);
+        } else {
+            self.context.send_far(sender, self.index as usize);
+        }
+        true
+    }
+
+    #[inline(never)]
+    fn schedule_again(&self) -> bool {
         // A normal schedule wins over an idle one (BH-6).
         self.schedule_with(|word| (word | PENDING | SCHEDULED) & !IDLE)
     }
@@ -433,7 +460,6 @@ impl BottomHalf {
         })
     }
 
-    #[inline]
     fn schedule_with(&self, change: impl Fn(u32) -> u32) -> bool {
         if self.context.refuses() {
             return false;
@@ -445,15 +471,13 @@ impl BottomHalf {
         else {
             return false;
         };
-        let sender = arch::current_core();
-        if old & PENDING == 0 {
-            self.context.lanes.push_from(sender, self.index as usize);
-        }
         if old != new {
-            if let Some(core) = sender {
-                trace_on(core, Event::Schedule, self.index as u32, 0);
-            }
-            self.context.wake_from(sender);
+            trace(Event::Schedule, self.index as u32, 0);
+        }
+        if old & PENDING == 0 {
+            self.context.send(self.index as usize);
+        } else if old != new {
+            self.context.wake();
         }
         true
     }

@@ -17,7 +17,7 @@ use super::watchdog::Watch;
 use crate::arch::{self, CoreId};
 use crate::config::MAX_CORES;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-use crate::sync::{CachePadded, ContextLock, CoreArray, StaticRef, held_levels_of};
+use crate::sync::{CachePadded, ContextLock, CoreArray, StaticRef, held_on};
 
 /// The firmware's contexts, one a core; number 0 is the main loop's.
 pub static CONTEXTS: [AioContext; MAX_CORES] = [const { AioContext::unnamed() }; MAX_CORES];
@@ -151,25 +151,29 @@ impl ContextStats {
 
 /// An event loop: bottom halves, notifiers, timers, coroutines and a lock. Its *home core* runs it; other cores send
 /// it work and may hold its lock.
+///
+/// Its fields lie in the order in which a turn needs them, tables last, so that instructions reach what every turn looks
+/// at with the offsets that fit into them.
+#[repr(C)]
 pub struct AioContext {
-    name: Option<&'static str>,
     /// The home core plus one; 0 before `attach`.
     pub(super) home: AtomicUsize,
     pub(super) lock: ContextLock,
-    pub(super) lanes: Lanes,
-    pub(super) records: Records,
-    pub(super) handlers: Handlers,
-    pub(super) timers: Timers,
-    pub(super) hooks: Hooks,
-    pub(super) adaptive: Adaptive,
-    pub(super) work: WorkLists,
     pub(super) state: LoopState,
+    pub(super) counters: Counters,
     /// A wake-up was requested and not accepted yet.
     pub(super) notified: CachePadded<AtomicBool>,
     /// How many polls are between "may sleep" and "finished waiting". Written by the home core.
     pub(super) notify_me: AtomicU32,
-    pub(super) counters: Counters,
+    pub(super) lanes: Lanes,
+    pub(super) hooks: Hooks,
+    pub(super) adaptive: Adaptive,
+    pub(super) handlers: Handlers,
+    pub(super) timers: Timers,
+    pub(super) records: Records,
+    pub(super) work: WorkLists,
     pub(super) watch: Watch,
+    name: Option<&'static str>,
 }
 
 /// One level of a context's lock, given back on drop.
@@ -275,10 +279,7 @@ impl AioContext {
     /// Whether the current core is its home.
     #[inline]
     pub fn is_home(&self) -> bool {
-        match arch::current_core() {
-            Some(core) => self.home.load(Ordering::Relaxed) == core + 1,
-            None => false,
-        }
+        self.is_home_of(arch::current_core())
     }
 
     /// Takes one level of the context's lock: keeps its callbacks from running in parallel. Waits in order of
@@ -319,6 +320,7 @@ impl AioContext {
 
     /// Makes the loop look at everything again: ends its wait, now or when it next begins one. Any core, interrupt
     /// handlers too. On its own it is no progress (NFY-8).
+    #[inline]
     pub fn notify(&self) {
         // Publishes what the caller wrote before; the loop's accepting exchange reads it. An exchange, not a store: a
         // store would end the release sequence of a notification that is not accepted yet, and its sender's work with it.
@@ -347,17 +349,49 @@ impl AioContext {
     /// come between that look and the sleep: it leaves a note, which the loop reads with interrupts masked.
     #[inline]
     pub(super) fn wake(&self) {
-        self.wake_from(arch::current_core());
-    }
-
-    /// As [`wake`](Self::wake), for a caller that knows which core it is.
-    #[inline]
-    pub(super) fn wake_from(&self, sender: Option<CoreId>) {
-        if sender.is_none_or(|core| self.home.load(Ordering::Relaxed) != core + 1) {
+        if !self.is_home() {
             self.notify();
         } else if arch::in_interrupt() {
-            self.notified.swap(true, Ordering::Release);
+            self.note();
         }
+    }
+
+    /// An interrupt handler's note on the home core; see [`wake`](Self::wake).
+    #[inline(never)]
+    fn note(&self) {
+        self.notified.swap(true, Ordering::Release);
+    }
+
+    /// Queues `item` and [`wake`](Self::wake)s.
+    #[inline]
+    pub(super) fn send(&self, item: usize) {
+        let sender = arch::current_core();
+        if self.is_home_of(sender) {
+            self.send_home(item);
+        } else {
+            self.send_far(sender, item);
+        }
+    }
+
+    /// [`send`](Self::send) on the home core.
+    #[inline]
+    pub(super) fn send_home(&self, item: usize) {
+        self.lanes.push_own(item);
+        if arch::in_interrupt() {
+            self.note();
+        }
+    }
+
+    /// [`send`](Self::send) from any other core, `sender`.
+    #[inline(never)]
+    pub(super) fn send_far(&self, sender: Option<CoreId>, item: usize) {
+        self.lanes.push_from(sender, item);
+        self.notify();
+    }
+
+    #[inline]
+    pub(super) fn is_home_of(&self, core: Option<CoreId>) -> bool {
+        core.is_some_and(|core| self.home.load(Ordering::Relaxed) == core + 1)
     }
 
     /// Whether it takes no work: its loop was stopped, and this is not the home core, which may still poll by hand or
@@ -370,12 +404,11 @@ impl AioContext {
     /// Calls `callback` and sees that it gave back the locks it took.
     #[inline]
     pub(super) fn call(&self, callback: Callback, name: &'static str) {
-        let core = self.home.load(Ordering::Relaxed).wrapping_sub(1);
-        let before = held_levels_of(core);
-        callback.call();
-        if held_levels_of(core) != before {
-            unbalanced(name);
-        }
+        call(
+            held_on(self.home.load(Ordering::Relaxed).wrapping_sub(1)),
+            callback,
+            name,
+        );
     }
 
     /// The budget of adaptive polling: how long, in ns, the loop may look for work before it sleeps; 0 is off.
@@ -439,6 +472,16 @@ impl AioContext {
             });
             false
         });
+    }
+}
+
+/// As [`AioContext::call`], for a caller that has the core's count of held levels at hand.
+#[inline]
+pub(super) fn call(held: &AtomicU32, callback: Callback, name: &'static str) {
+    let before = held.load(Ordering::Relaxed);
+    callback.call();
+    if held.load(Ordering::Relaxed) != before {
+        unbalanced(name);
     }
 }
 

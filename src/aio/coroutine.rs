@@ -13,17 +13,18 @@
 //! generation (24 bits, as a bottom half's), not a pointer: one that outlives its coroutine does nothing.
 use core::cell::UnsafeCell;
 use core::future::Future;
-use core::mem::MaybeUninit;
+use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr;
 use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use super::callback::AioError;
 use super::context::{AioContext, unbalanced};
 use super::lane::{COROUTINE_SLOTS, RECORDS};
-use super::trace::{Event, trace};
+use super::trace::{Event, trace_on};
+use crate::arch::CoreId;
 use crate::config::{COROUTINE_BYTES, MAX_CORES};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{CachePadded, CoreArray, IndexStack, StaticRef, held_levels};
+use crate::sync::{CachePadded, CoreArray, IndexStack, StaticRef, held_on};
 
 const LIVE: u32 = 1;
 const PENDING: u32 = 2;
@@ -76,32 +77,28 @@ static FREE: IndexStack<COROUTINE_SLOTS> = IndexStack::new();
 static CURRENT: CoreArray<AtomicU32> =
     CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
 
-/// Whether the current core runs a coroutine just now.
+/// Whether `core`, the current one, runs a coroutine just now.
 #[inline]
-pub(super) fn is_running() -> bool {
-    CURRENT
-        .mine()
-        .is_some_and(|current| current.load(Ordering::Relaxed) != 0)
+pub(super) fn is_running(core: CoreId) -> bool {
+    CURRENT.get(core).load(Ordering::Relaxed) != 0
 }
 
 /// This core runs a coroutine until this is dropped, also when the coroutine panics (host tests unwind).
-struct Running(Option<&'static AtomicU32>);
+struct Running(&'static AtomicU32);
 
 impl Running {
-    fn enter(index: usize) -> Self {
-        let current = CURRENT.mine();
-        if let Some(current) = current {
-            current.store(index as u32 + 1, Ordering::Relaxed);
-        }
+    #[inline]
+    fn enter(core: CoreId, index: usize) -> Self {
+        let current = CURRENT.get(core);
+        current.store(index as u32 + 1, Ordering::Relaxed);
         Self(current)
     }
 }
 
 impl Drop for Running {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(current) = self.0 {
-            current.store(0, Ordering::Relaxed);
-        }
+        self.0.store(0, Ordering::Relaxed);
     }
 }
 
@@ -180,8 +177,7 @@ impl AioContext {
         let generation = slot.word.load(Ordering::Relaxed) & !FLAGS;
         slot.word
             .store(generation | LIVE | PENDING, Ordering::Release);
-        self.lanes.push(RECORDS + index);
-        self.wake();
+        self.send(RECORDS + index);
         Ok(CoroutineHandle {
             slot: index as u16,
             generation,
@@ -190,16 +186,14 @@ impl AioContext {
 
     /// A coroutine was taken off this context's lanes. Returns whether it made a step.
     #[inline(never)]
-    pub(super) fn run_coroutine(&'static self, index: usize) -> bool {
+    pub(super) fn run_coroutine(&'static self, core: CoreId, index: usize) -> bool {
         let slot = &SLOTS[index];
-        match slot.home.get() {
-            Some(home) if !core::ptr::eq(home, self) => {
-                // It moved while queued here; still PENDING, it goes on to where it lives now.
-                home.lanes.push(RECORDS + index);
-                home.wake();
-                return false;
-            }
-            _ => {}
+        if !slot.home.is(self)
+            && let Some(home) = slot.home.get()
+        {
+            // It moved while queued here; still PENDING, it goes on to where it lives now.
+            home.send(RECORDS + index);
+            return false;
         }
         let mut word = slot.word.load(Ordering::Relaxed);
         loop {
@@ -212,7 +206,7 @@ impl AioContext {
             }
             if word & RUNNING != 0 {
                 // Woken in its new home while it leaves the old one: stays queued for a later batch.
-                self.lanes.push(RECORDS + index);
+                self.lanes.push_own(RECORDS + index);
                 return false;
             }
             let new = (word & !PENDING) | RUNNING;
@@ -224,28 +218,30 @@ impl AioContext {
                 Err(now) => word = now,
             }
         }
-        trace(Event::Coroutine, index as u32, 0);
+        trace_on(core, Event::Coroutine, index as u32, 0);
         self.counters.coroutine_steps.bump();
-        self.step(index, word & CANCELLED != 0);
+        self.step(core, index, word);
         true
     }
 
-    /// One step of a coroutine that this core made RUNNING.
-    fn step(&'static self, index: usize, cancelled: bool) {
+    /// One step of a coroutine that this core made RUNNING; its `word` was this before.
+    #[inline]
+    fn step(&'static self, core: CoreId, index: usize, word: u32) {
         let slot = &SLOTS[index];
-        let generation = slot.word.load(Ordering::Relaxed) & !FLAGS;
+        let generation = word & !FLAGS;
         // SAFETY: this core holds RUNNING, so it alone touches the slot, and `spawn` wrote body and storage before
         // the slot was first queued. The storage is static and was not moved since.
         let ended = unsafe {
-            let body = *(*slot.body.get()).assume_init_ref();
+            let body = (*slot.body.get()).assume_init_ref();
             let storage = slot.storage.get();
-            let ready = cancelled || {
-                let waker = waker(index, generation);
-                let held = held_levels();
-                let current = Running::enter(index);
+            let ready = word & CANCELLED != 0 || {
+                let waker = ManuallyDrop::new(waker(index, generation));
+                let held = held_on(core);
+                let before = held.load(Ordering::Relaxed);
+                let current = Running::enter(core, index);
                 let ready = (body.poll)(storage, &mut Context::from_waker(&waker)).is_ready();
                 drop(current);
-                if held_levels() != held {
+                if held.load(Ordering::Relaxed) != before {
                     unbalanced(body.name);
                 }
                 ready
@@ -256,7 +252,9 @@ impl AioContext {
             ready
         };
         let target = slot.moving_to.get();
-        slot.moving_to.set(None);
+        if target.is_some() {
+            slot.moving_to.set(None);
+        }
         if ended {
             self.retire(index);
             return;
@@ -285,6 +283,7 @@ impl AioContext {
     }
 
     /// The future is gone: frees the slot, now or when its last wake is taken off the lane.
+    #[inline(never)]
     fn retire(&self, index: usize) {
         let slot = &SLOTS[index];
         let mut word = slot.word.load(Ordering::Relaxed);
@@ -309,10 +308,26 @@ impl AioContext {
 }
 
 /// Queues the coroutine in its home unless it is queued already. Returns false when it has ended.
+#[inline(never)]
 fn wake(index: usize, generation: u32) -> bool {
-    mark(index, generation, PENDING)
+    let slot = &SLOTS[index];
+    // Mostly it is suspended, and one exchange without a look before it does.
+    let suspended = generation | LIVE;
+    let queued = suspended | PENDING;
+    if slot
+        .word
+        .compare_exchange(suspended, queued, Ordering::AcqRel, Ordering::Relaxed)
+        .is_err()
+    {
+        return mark(index, generation, PENDING);
+    }
+    if let Some(home) = slot.home.get() {
+        home.send(RECORDS + index);
+    }
+    true
 }
 
+#[inline(never)]
 fn mark(index: usize, generation: u32, flags: u32) -> bool {
     let slot = &SLOTS[index];
     let mut word = slot.word.load(Ordering::Relaxed);
@@ -334,8 +349,7 @@ fn mark(index: usize, generation: u32, flags: u32) -> bool {
     if word & PENDING == 0
         && let Some(home) = slot.home.get()
     {
-        home.lanes.push(RECORDS + index);
-        home.wake();
+        home.send(RECORDS + index);
     }
     true
 }
@@ -411,8 +425,7 @@ impl CoroutineHandle {
             .compare_exchange(word, word | PENDING, Ordering::AcqRel, Ordering::Relaxed)
             .map_err(|_| AioError::Busy)?;
         slot.home.set(Some(context));
-        context.lanes.push(RECORDS + self.slot as usize);
-        context.wake();
+        context.send(RECORDS + self.slot as usize);
         Ok(())
     }
 

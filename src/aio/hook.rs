@@ -10,10 +10,11 @@ use crate::sync::{IndexStack, IrqLock};
 const _: () = assert!(TURN_HOOKS <= 32, "armed hooks are bits of one word");
 
 /// The hooks of a context.
+#[repr(C)]
 pub(super) struct Hooks {
+    armed: AtomicU32,
     table: IrqLock<[Option<(Callback, &'static str)>; TURN_HOOKS]>,
     free: IndexStack<TURN_HOOKS>,
-    armed: AtomicU32,
 }
 
 impl Hooks {

@@ -3,6 +3,9 @@
 //! An item is in at most one lane once (its *pending* flag sees to that) and a lane has more places than there are
 //! items, so a lane is never full. Order is FIFO per sender (CS-18).
 //!
+//! What the home core sends itself needs no handshake: a lane of its own, which is read and written by that core only.
+//! It is emptied after the others, because what the home core sent before it was attached lies in one of those.
+//!
 //! Not `heapless::spsc`: it enqueues through a `Producer` split off a `&'static mut Queue`, which a context in a shared
 //! static cannot lend to each core without `unsafe` or a lock, and it does not show the tail, by which batches end.
 #![forbid(unsafe_code)]
@@ -36,6 +39,7 @@ const _: () = assert!(LANES <= 16, "lane masks are 16 bits wide");
 pub(super) const NESTING: usize = 8;
 
 /// One producer at a time (the sending core, interrupts masked), one consumer (the home core).
+#[repr(C)]
 struct Lane {
     /// Next place to write; written by the producer.
     tail: AtomicU32,
@@ -65,6 +69,18 @@ impl Lane {
         self.tail.store(tail.wrapping_add(1), Ordering::Release);
     }
 
+    /// As [`push`](Self::push), where producer and consumer are the same core: all it has to bear is an interrupt
+    /// handler between its steps, which takes the place after this one.
+    #[inline]
+    fn push_own(&self, item: u16) {
+        let tail = self.tail.fetch_add(1, Ordering::Relaxed);
+        debug_assert!(
+            tail.wrapping_sub(self.head.load(Ordering::Relaxed)) < PLACES as u32,
+            "a lane is full"
+        );
+        self.places[tail as usize % PLACES].store(item, Ordering::Relaxed);
+    }
+
     /// The item at the head unless the head has reached `end`.
     #[inline]
     fn pop_before(&self, end: u32) -> Option<u16> {
@@ -79,47 +95,59 @@ impl Lane {
     }
 }
 
-/// The bounds of one batch: how far each lane in `lanes` is worked through.
+/// The bounds of one batch: how far each lane in `lanes`, and then the home core's own, is worked through.
+#[repr(C)]
 struct Batch {
     lanes: AtomicU16,
+    own_end: AtomicU32,
     ends: [AtomicU32; LANES],
 }
 
-/// All lanes of a context, and the batches of its (nested) polls.
+/// All lanes of a context, and the batches of its (nested) polls. What every turn looks at comes first: it is reached
+/// without address arithmetic.
+#[repr(C)]
 pub(super) struct Lanes {
-    lanes: [Lane; LANES],
     /// Bit n: lane n got something since its last snapshot.
     signal: AtomicU32,
-    /// Makes host threads that are no core take turns in the last lane.
-    outsiders: IrqLock<()>,
     /// Batches begun and not finished, outermost first; written by the home core.
     depth: AtomicU32,
+    /// How far the own lane belongs to batches that have begun; written by the home core.
+    taken: AtomicU32,
+    /// What the home core sends itself.
+    own: Lane,
     batches: [Batch; NESTING],
+    lanes: [Lane; LANES],
+    /// Makes host threads that are no core take turns in the last lane.
+    outsiders: IrqLock<()>,
 }
 
 impl Lanes {
     pub(super) const fn new() -> Self {
         Self {
-            lanes: [const { Lane::new() }; LANES],
             signal: AtomicU32::new(0),
-            outsiders: IrqLock::new(()),
             depth: AtomicU32::new(0),
+            taken: AtomicU32::new(0),
+            own: Lane::new(),
+            lanes: [const { Lane::new() }; LANES],
+            outsiders: IrqLock::new(()),
             batches: [const {
                 Batch {
                     lanes: AtomicU16::new(0),
+                    own_end: AtomicU32::new(0),
                     ends: [const { AtomicU32::new(0) }; LANES],
                 }
             }; NESTING],
         }
     }
 
-    /// Queues `item` behind what this core queued before. Any core, interrupt handlers, any host thread.
+    /// Queues `item` behind what the home core queued before. Home core only, interrupt handlers too.
     #[inline]
-    pub(super) fn push(&self, item: usize) {
-        self.push_from(arch::current_core(), item);
+    pub(super) fn push_own(&self, item: usize) {
+        self.own.push_own(item as u16);
     }
 
-    /// As [`push`](Self::push), for a caller that knows which core it is.
+    /// Queues `item` behind what this core, `sender`, queued before. Any core but the home core, interrupt handlers,
+    /// any host thread.
     #[inline]
     pub(super) fn push_from(&self, sender: Option<CoreId>, item: usize) {
         let lane = match sender {
@@ -144,12 +172,14 @@ impl Lanes {
     /// Whether nothing was queued since the last batch and no outer batch is unfinished. Plain loads.
     #[inline]
     pub(super) fn is_quiet(&self) -> bool {
-        self.signal.load(Ordering::Relaxed) == 0 && self.depth.load(Ordering::Relaxed) == 0
+        !self.signalled() && self.depth.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether something was queued since the last batch began. A plain load, for the watchdog of any core.
+    /// Whether something was queued since the last batch began. Plain loads, also for the watchdog of any core.
+    #[inline]
     pub(super) fn signalled(&self) -> bool {
-        self.signal.load(Ordering::Relaxed) != 0
+        self.own.tail.load(Ordering::Relaxed) != self.taken.load(Ordering::Relaxed)
+            || self.signal.load(Ordering::Relaxed) != 0
     }
 
     /// Begins a batch: everything queued until now. Returns the depth to give to [`end_batch`](Self::end_batch), or
@@ -157,11 +187,28 @@ impl Lanes {
     #[inline]
     pub(super) fn begin_batch(&self) -> Option<u32> {
         let depth = self.depth.load(Ordering::Relaxed);
-        if self.signal.load(Ordering::Relaxed) == 0 {
+        if depth != 0 || self.signal.load(Ordering::Relaxed) != 0 {
+            return self.begin_any_batch(depth);
+        }
+        // Mostly there is nothing but what the home core sent itself. `batch.lanes` is 0 since the last batch ended.
+        let own_end = self.own.tail.load(Ordering::Relaxed);
+        self.batches[0].own_end.store(own_end, Ordering::Relaxed);
+        self.taken.store(own_end, Ordering::Relaxed);
+        self.depth.store(1, Ordering::Relaxed);
+        Some(0)
+    }
+
+    /// As [`begin_batch`](Self::begin_batch), inside outer batches and with items from other cores.
+    #[inline(never)]
+    fn begin_any_batch(&self, depth: u32) -> Option<u32> {
+        if !self.signalled() {
             // A nested poll still works through the outer batches (BH-15).
             return (depth > 0).then_some(depth);
         }
-        let mut lanes = self.signal.swap(0, Ordering::Acquire);
+        let mut lanes = match self.signal.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.signal.swap(0, Ordering::Acquire),
+        };
         let level = depth.min(NESTING as u32 - 1);
         let batch = &self.batches[level as usize];
         let shared = if depth > level {
@@ -170,6 +217,9 @@ impl Lanes {
             0
         };
         batch.lanes.store(shared | lanes as u16, Ordering::Relaxed);
+        let own_end = self.own.tail.load(Ordering::Relaxed);
+        batch.own_end.store(own_end, Ordering::Relaxed);
+        self.taken.store(own_end, Ordering::Relaxed);
         while lanes != 0 {
             let lane = lanes.trailing_zeros() as usize;
             lanes &= lanes - 1;
@@ -182,22 +232,44 @@ impl Lanes {
         Some(depth)
     }
 
-    /// The next item, of the oldest unfinished batch first. Home core only.
+    /// The next item of the outermost batch. Home core only.
     #[inline]
     pub(super) fn next(&self) -> Option<usize> {
+        self.next_of(&self.batches[0])
+    }
+
+    /// The next item of a nested batch, or of one around it: of the oldest unfinished one first. Home core only.
+    pub(super) fn next_nested(&self) -> Option<usize> {
         let depth = self.depth.load(Ordering::Relaxed) as usize;
-        for batch in &self.batches[..depth] {
-            let mut lanes = batch.lanes.load(Ordering::Relaxed);
-            while lanes != 0 {
-                let lane = lanes.trailing_zeros() as usize;
-                if let Some(item) =
-                    self.lanes[lane].pop_before(batch.ends[lane].load(Ordering::Relaxed))
-                {
-                    return Some(item as usize);
-                }
-                lanes &= lanes - 1;
-                batch.lanes.store(lanes, Ordering::Relaxed);
+        self.batches[..depth]
+            .iter()
+            .find_map(|batch| self.next_of(batch))
+    }
+
+    #[inline]
+    fn next_of(&self, batch: &Batch) -> Option<usize> {
+        if batch.lanes.load(Ordering::Relaxed) != 0
+            && let Some(item) = self.next_sent(batch)
+        {
+            return Some(item);
+        }
+        let item = self.own.pop_before(batch.own_end.load(Ordering::Relaxed))?;
+        Some(item as usize)
+    }
+
+    /// The next item that came from another core.
+    #[inline(never)]
+    fn next_sent(&self, batch: &Batch) -> Option<usize> {
+        let mut lanes = batch.lanes.load(Ordering::Relaxed);
+        while lanes != 0 {
+            let lane = lanes.trailing_zeros() as usize;
+            if let Some(item) =
+                self.lanes[lane].pop_before(batch.ends[lane].load(Ordering::Relaxed))
+            {
+                return Some(item as usize);
             }
+            lanes &= lanes - 1;
+            batch.lanes.store(lanes, Ordering::Relaxed);
         }
         None
     }
@@ -210,7 +282,7 @@ impl Lanes {
 
     /// Calls `f` with every queued item, outer batches included, until it returns true. Home core only.
     pub(super) fn any_queued(&self, mut f: impl FnMut(usize) -> bool) -> bool {
-        self.lanes.iter().any(|lane| {
+        self.lanes.iter().chain([&self.own]).any(|lane| {
             let tail = lane.tail.load(Ordering::Acquire);
             let mut head = lane.head.load(Ordering::Relaxed);
             while head != tail {
@@ -241,7 +313,7 @@ pub mod model {
 
         /// Queues `item`.
         pub fn push(&self, item: usize) {
-            self.0.push(item);
+            self.0.push_from(arch::current_core(), item);
         }
 
         /// Takes one batch off the lanes and calls `f` with each item; false when there was none.

@@ -102,8 +102,8 @@ pub(super) struct Registration {
 }
 
 /// The handlers of a context.
+#[repr(C)]
 pub(super) struct Handlers {
-    table: IrqLock<[Option<Registration>; HANDLERS]>,
     /// Slots whose notifier was set. Any core sets, the home core clears.
     pub(super) ready: [AtomicU64; WORDS],
     /// Slots whose poll check said yes. The home core sets, any core that ends the registration clears.
@@ -112,6 +112,7 @@ pub(super) struct Handlers {
     pub(super) busy: [AtomicU64; WORDS],
     /// Number of the current dispatch pass; written by the home core.
     pub(super) pass: AtomicU32,
+    table: IrqLock<[Option<Registration>; HANDLERS]>,
 }
 
 #[inline]

@@ -12,14 +12,16 @@
 #![forbid(unsafe_code)]
 
 use super::adaptive::{CHECKS, slots};
-use super::bottom_half::{Due, Internal};
-use super::context::AioContext;
+use super::bottom_half::{Body, Dequeued, FIRST_INTERNAL, Internal, ReentrancyGuard};
+use super::callback::Callback;
+use super::context::{AioContext, call};
 use super::coroutine;
 use super::lane::RECORDS;
 use super::notifier::{PollCheck, Registration, WORDS, bit};
-use super::trace::{self, Event, trace};
+use super::trace::{self, Event, trace, trace_on};
 use crate::arch::{self, CoreId};
 use crate::sync::atomic::{Ordering, fence};
+use crate::sync::held_on;
 
 /// How long an idle bottom half may wait, in ns (BH-5).
 const IDLE_NS: u64 = 10_000_000;
@@ -70,7 +72,7 @@ impl AioContext {
         if bottom_halves {
             // What they register is first called in the next turn (POLL-11).
             self.handlers.begin_pass();
-            progress = self.run_bottom_halves();
+            progress = self.run_bottom_halves(core);
         }
         if self.handlers.any_ready() {
             if !bottom_halves {
@@ -79,7 +81,7 @@ impl AioContext {
             progress |= self.run_handlers(waited);
         }
         if self.timers.any_armed() {
-            progress |= self.run_timers();
+            progress |= self.run_timers(core);
         }
         self.run_hooks();
         self.lock.release_for_loop(core);
@@ -98,7 +100,7 @@ impl AioContext {
             "a context was polled in an interrupt handler"
         );
         assert!(
-            !coroutine::is_running(),
+            !coroutine::is_running(core),
             "a context was polled in a coroutine"
         );
         core
@@ -340,51 +342,93 @@ impl AioContext {
     }
 
     /// Runs one batch: what was queued when it began, and before that what outer batches have left.
-    #[inline(never)]
-    fn run_bottom_halves(&'static self) -> bool {
+    #[inline(always)]
+    fn run_bottom_halves(&'static self, core: CoreId) -> bool {
         let Some(depth) = self.lanes.begin_batch() else {
             return false;
         };
-        let mut progress = false;
-        while let Some(item) = self.lanes.next() {
-            if item >= RECORDS {
-                progress |= self.run_coroutine(item - RECORDS);
-                continue;
-            }
-            match self.records.dequeue(item) {
-                Due::Nothing => {}
-                Due::Call {
-                    callback,
-                    name,
-                    guard,
-                    idle,
-                } => {
-                    trace(Event::Run, item as u32, 0);
-                    self.counters.bottom_halves.bump();
-                    match guard {
-                        None => self.call(callback, name),
-                        Some(guard) => {
-                            let engaged = guard.engage();
-                            if engaged.is_nested() {
-                                trace(Event::Reentered, item as u32, 0);
-                            }
-                            self.call(callback, name);
-                        }
-                    }
-                    progress |= !idle;
-                }
-                Due::Internal(which) => {
-                    self.run_internal(which);
-                    progress = true;
-                }
-            }
-        }
+        let progress = if depth == 0 {
+            self.run_batch(core, || self.lanes.next())
+        } else {
+            self.run_nested_batch(core)
+        };
         self.lanes.end_batch(depth);
         progress
     }
 
     #[inline(never)]
-    fn run_internal(&'static self, which: usize) {
+    fn run_nested_batch(&'static self, core: CoreId) -> bool {
+        self.run_batch(core, || self.lanes.next_nested())
+    }
+
+    #[inline(always)]
+    fn run_batch(&'static self, core: CoreId, next: impl Fn() -> Option<usize>) -> bool {
+        let mut progress = false;
+        while let Some(item) = next() {
+            if item >= FIRST_INTERNAL {
+                progress |= if item >= RECORDS {
+                    self.run_coroutine(core, item - RECORDS)
+                } else {
+                    self.run_internal(item)
+                };
+                continue;
+            }
+            let (body, word) = self.records.dequeue(item);
+            progress |= if word.ends() {
+                self.run_last(core, item, word)
+            } else {
+                word.is_scheduled() && self.run_bottom_half(core, item, body, word)
+            };
+        }
+        progress
+    }
+
+    /// Runs a bottom half that exists no more; whether that was progress.
+    #[inline(never)]
+    fn run_last(&'static self, core: CoreId, item: usize, word: Dequeued) -> bool {
+        let body = self.records.end(item, word);
+        word.is_scheduled() && self.run_bottom_half(core, item, body, word)
+    }
+
+    /// Calls a bottom half; whether that was progress.
+    #[inline(always)]
+    fn run_bottom_half(
+        &'static self,
+        core: CoreId,
+        item: usize,
+        body: Body,
+        word: Dequeued,
+    ) -> bool {
+        trace_on(core, Event::Run, item as u32, 0);
+        self.counters.bottom_halves.bump();
+        match body.guard {
+            None => call(held_on(core), body.callback, body.name),
+            Some(guard) => self.call_guarded(item, body.callback, body.name, guard),
+        }
+        !word.is_idle()
+    }
+
+    #[inline(never)]
+    fn call_guarded(
+        &self,
+        item: usize,
+        callback: Callback,
+        name: &'static str,
+        guard: &'static ReentrancyGuard,
+    ) {
+        let engaged = guard.engage();
+        if engaged.is_nested() {
+            trace(Event::Reentered, item as u32, 0);
+        }
+        self.call(callback, name);
+    }
+
+    /// One of the loop's own bottom halves was taken off the lanes; whether it ran.
+    #[inline(never)]
+    fn run_internal(&'static self, item: usize) -> bool {
+        let Some(which) = self.records.dequeue_internal(item) else {
+            return false;
+        };
         const STOP: usize = Internal::Stop as usize;
         const WORK_IN: usize = Internal::WorkIn as usize;
         const WORK_DONE: usize = Internal::WorkDone as usize;
@@ -395,6 +439,7 @@ impl AioContext {
             // A kick of `wait_while`: it only has to have run.
             _ => {}
         }
+        true
     }
 
     /// Calls the handlers that are due, each readiness once, by the innermost poll that meets it (EN-10).

@@ -10,17 +10,19 @@
 
 use super::callback::{AioError, Callback};
 use super::clock::{self, Clock};
-use super::context::AioContext;
-use super::trace::{self, Event, trace};
+use super::context::{AioContext, call};
+use super::trace::{self, Event, trace_on};
+use crate::arch::CoreId;
 use crate::config::{HOST_TIMERS, TIMERS};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{IndexStack, IrqLock};
+use crate::sync::{IndexStack, IrqLock, held_on};
 
 /// `place` of a timer that is not armed; in the heap it is the position plus one.
 const NOWHERE: u16 = 0;
 /// `place` of a timer in the due list.
 const DUE: u16 = u16::MAX;
 const _: () = assert!(TIMERS < DUE as usize && HOST_TIMERS <= TIMERS);
+const _: () = assert!(TIMERS.is_power_of_two() && HOST_TIMERS.is_power_of_two());
 /// Timers moved while interrupts are masked.
 const PIECE: usize = 32;
 
@@ -57,61 +59,83 @@ const EMPTY: Record = Record {
     previous: 0,
 };
 
+/// When a timer is due, and its place among those due at the same time.
+type Key = (u64, u64);
+
+/// Written out, because the derived order of pairs costs twice the instructions.
+#[inline]
+fn before(a: Key, b: Key) -> bool {
+    a.0 < b.0 || (a.0 == b.0 && a.1 < b.1)
+}
+
 impl<const N: usize> Queue<N> {
-    fn key(&self, position: usize) -> (u64, u64) {
-        let record = &self.records[self.heap[position] as usize];
+    // Positions and indices are below N, a power of two: the remainders only spare the checks.
+    #[inline]
+    fn at(&self, position: usize) -> u16 {
+        self.heap[position % N]
+    }
+
+    #[inline]
+    fn key_of(&self, index: u16) -> Key {
+        let record = &self.records[index as usize % N];
         (record.deadline_ns, record.sequence)
     }
 
+    #[inline]
     fn put(&mut self, position: usize, index: u16) {
-        self.heap[position] = index;
-        self.records[index as usize].place = position as u16 + 1;
+        self.heap[position % N] = index;
+        self.records[index as usize % N].place = position as u16 + 1;
     }
 
-    fn swap(&mut self, a: usize, b: usize) {
-        let (x, y) = (self.heap[a], self.heap[b]);
-        self.put(a, y);
-        self.put(b, x);
-    }
-
-    fn sift_up(&mut self, mut position: usize) {
+    /// Puts the timer `index` where it belongs at or above `position`, which is free; the others move down.
+    #[inline]
+    fn sift_up(&mut self, mut position: usize, index: u16) {
+        let key = self.key_of(index);
         while position > 0 {
             let parent = (position - 1) / 2;
-            if self.key(parent) <= self.key(position) {
-                return;
+            let above = self.at(parent);
+            if before(self.key_of(above), key) {
+                break;
             }
-            self.swap(parent, position);
+            self.put(position, above);
             position = parent;
         }
+        self.put(position, index);
     }
 
-    fn sift_down(&mut self, mut position: usize) {
+    /// Puts the timer `index` where it belongs at or below `position`, which is free; the others move up.
+    #[inline]
+    fn sift_down(&mut self, mut position: usize, index: u16) {
+        let key = self.key_of(index);
         loop {
             let left = 2 * position + 1;
             if left >= self.len {
-                return;
+                break;
             }
-            let right = left + 1;
-            let child = if right < self.len && self.key(right) < self.key(left) {
-                right
-            } else {
-                left
-            };
-            if self.key(position) <= self.key(child) {
-                return;
+            let (mut child, mut next) = (left, self.at(left));
+            let mut least = self.key_of(next);
+            if left + 1 < self.len {
+                let other = self.at(left + 1);
+                let right = self.key_of(other);
+                if before(right, least) {
+                    (child, next, least) = (left + 1, other, right);
+                }
             }
-            self.swap(position, child);
+            if before(key, least) {
+                break;
+            }
+            self.put(position, next);
             position = child;
         }
+        self.put(position, index);
     }
 
     fn insert(&mut self, index: usize, deadline_ns: u64) {
         self.sequence += 1;
         self.records[index].deadline_ns = deadline_ns;
         self.records[index].sequence = self.sequence;
-        self.put(self.len, index as u16);
         self.len += 1;
-        self.sift_up(self.len - 1);
+        self.sift_up(self.len - 1, index as u16);
     }
 
     /// Takes a timer out of the heap or the due list, if it is in one.
@@ -133,9 +157,14 @@ impl<const N: usize> Queue<N> {
                 let position = place as usize - 1;
                 self.len -= 1;
                 if position < self.len {
-                    self.put(position, self.heap[self.len]);
-                    self.sift_up(position);
-                    self.sift_down(position);
+                    let last = self.at(self.len);
+                    if position > 0
+                        && before(self.key_of(last), self.key_of(self.at((position - 1) / 2)))
+                    {
+                        self.sift_up(position, last);
+                    } else {
+                        self.sift_down(position, last);
+                    }
                 }
             }
         }
@@ -143,34 +172,91 @@ impl<const N: usize> Queue<N> {
         (record.place, record.next, record.previous) = (NOWHERE, 0, 0);
     }
 
+    /// Whether the first timer of the heap is due at `now`. A deadline equal to now counts as reached (TMR-8).
+    #[inline]
+    fn is_due(&self, now: u64) -> bool {
+        self.len != 0 && self.key_of(self.at(0)).0 <= now
+    }
+
+    /// Takes the first timer out of the heap.
+    #[inline]
+    fn take_first(&mut self) -> usize {
+        let index = self.at(0) as usize;
+        self.len -= 1;
+        if self.len > 0 {
+            self.sift_down(0, self.at(self.len));
+        }
+        self.records[index % N].place = NOWHERE;
+        index
+    }
+
     /// Moves what is due at `now` to the end of the due list, in order, but at most [`PIECE`] timers; true if more are.
+    #[inline(never)]
     fn collect(&mut self, now: u64) -> bool {
         for moved in 0.. {
-            // A deadline equal to now counts as reached (TMR-8).
-            if self.len == 0 || self.key(0).0 > now {
+            if !self.is_due(now) {
                 break;
             }
             if moved == PIECE {
                 return true;
             }
-            let index = self.heap[0] as usize;
-            self.remove(index);
-            self.records[index].place = DUE;
-            self.records[index].previous = self.due_tail;
-            match self.due_tail {
-                0 => self.due_head = index as u16 + 1,
-                tail => self.records[tail as usize - 1].next = index as u16 + 1,
-            }
-            self.due_tail = index as u16 + 1;
+            let index = self.take_first();
+            self.append_due(index);
         }
         false
     }
 
+    fn append_due(&mut self, index: usize) {
+        self.records[index].place = DUE;
+        self.records[index].previous = self.due_tail;
+        match self.due_tail {
+            0 => self.due_head = index as u16 + 1,
+            tail => self.records[tail as usize - 1].next = index as u16 + 1,
+        }
+        self.due_tail = index as u16 + 1;
+    }
+
+    /// What is to fire when the timer `index` is due.
+    #[inline]
+    fn fire(&self, index: usize) -> Option<Fire> {
+        let record = &self.records[index % N];
+        let (callback, name) = record.body?;
+        Some(Fire {
+            index: index as u32,
+            deadline_ns: record.deadline_ns,
+            callback,
+            name,
+        })
+    }
+
+    /// The first timer that is due at `now`, if it is the only one and no others are left from an outer run: what
+    /// mostly happens, and needs no list. It is not pending any more.
+    #[inline]
+    fn take_only(&mut self, now: u64) -> Option<usize> {
+        if self.due_head != 0 {
+            return None;
+        }
+        let index = self.take_first();
+        if !self.is_due(now) {
+            return Some(index);
+        }
+        self.append_due(index);
+        None
+    }
+
+    /// The next timer of the due list; not pending any more before it is called: the callback may re-arm or delete it.
+    fn next_due(&mut self) -> Option<Fire> {
+        let index = (self.due_head as usize).checked_sub(1)?;
+        self.remove(index);
+        self.fire(index)
+    }
+
     /// The earliest deadline: 0 while something is due, `u64::MAX` when nothing is armed.
+    #[inline]
     fn earliest(&self) -> u64 {
         match (self.due_head, self.len) {
             (0, 0) => u64::MAX,
-            (0, _) => self.key(0).0,
+            (0, _) => self.key_of(self.at(0)).0,
             _ => 0,
         }
     }
@@ -180,11 +266,20 @@ impl<const N: usize> Queue<N> {
     }
 }
 
+/// A timer whose time has come.
+struct Fire {
+    index: u32,
+    deadline_ns: u64,
+    callback: Callback,
+    name: &'static str,
+}
+
 /// The timers of a context on one clock.
+#[repr(C)]
 struct List<const N: usize> {
-    queue: IrqLock<Queue<N>>,
     /// [`Queue::earliest`] plus one (0: nothing armed), for the loop to look at without the lock.
     earliest: AtomicU64,
+    queue: IrqLock<Queue<N>>,
     free: IndexStack<N>,
 }
 
@@ -212,6 +307,7 @@ impl<const N: usize> List<N> {
     }
 
     /// Lets `f` change the queue and publishes the earliest deadline.
+    #[inline]
     fn change<R>(&self, f: impl FnOnce(&mut Queue<N>) -> R) -> R {
         let mut queue = self.queue.lock();
         let result = f(&mut queue);
@@ -246,7 +342,7 @@ impl<const N: usize> List<N> {
             }
             queue.remove(index);
             queue.insert(index, deadline_ns);
-            Some(queue.heap[0] as usize == index)
+            Some(queue.at(0) as usize == index)
         })
     }
 
@@ -281,7 +377,12 @@ impl<const N: usize> List<N> {
 
     /// Fires what is due in `context` when `clock` is read; returns whether a callback ran.
     #[inline]
-    fn run(&'static self, context: &'static AioContext, clock: impl FnOnce() -> u64) -> bool {
+    fn run(
+        &'static self,
+        context: &'static AioContext,
+        core: CoreId,
+        clock: impl FnOnce() -> u64,
+    ) -> bool {
         let earliest = self.earliest();
         if earliest == u64::MAX {
             return false;
@@ -291,6 +392,24 @@ impl<const N: usize> List<N> {
         if earliest > now {
             return false;
         }
+        let only = self.change(|queue| {
+            if !queue.is_due(now) {
+                // Cancelled meanwhile, or there are only those that an outer run has left.
+                return None;
+            }
+            let index = queue.take_only(now)?;
+            queue.fire(index)
+        });
+        let Some(only) = only else {
+            return self.run_several(context, core, now);
+        };
+        self.call(context, core, &only);
+        true
+    }
+
+    /// As [`run`](Self::run), when there may be several.
+    #[inline(never)]
+    fn run_several(&'static self, context: &'static AioContext, core: CoreId, now: u64) -> bool {
         // In pieces; not more of them than there are timers for, should another core keep arming in the past.
         for _ in 0..N.div_ceil(PIECE) {
             if !self.change(|queue| queue.collect(now)) {
@@ -298,27 +417,26 @@ impl<const N: usize> List<N> {
             }
         }
         let mut progress = false;
-        while let Some((index, deadline, callback, name)) = self.change(|queue| {
-            let index = (queue.due_head as usize).checked_sub(1)?;
-            // Not pending any more before it is called: the callback may re-arm or delete it.
-            queue.remove(index);
-            let record = &queue.records[index];
-            let (callback, name) = record.body?;
-            Some((index, record.deadline_ns, callback, name))
-        }) {
-            trace(Event::Timer, index as u32, deadline);
-            context.counters.timers.bump();
-            context.call(callback, name);
+        while let Some(due) = self.change(Queue::next_due) {
+            self.call(context, core, &due);
             progress = true;
         }
         progress
     }
+
+    #[inline]
+    fn call(&self, context: &'static AioContext, core: CoreId, due: &Fire) {
+        trace_on(core, Event::Timer, due.index, due.deadline_ns);
+        context.counters.timers.bump();
+        call(held_on(core), due.callback, due.name);
+    }
 }
 
-/// The timers of a context, a list a clock.
+/// The timers of a context, a list a clock. The long one last, for the same reason as in the context.
+#[repr(C)]
 pub(super) struct Timers {
-    realtime: List<TIMERS>,
     host: List<HOST_TIMERS>,
+    realtime: List<TIMERS>,
 }
 
 impl Timers {
@@ -390,9 +508,9 @@ impl AioContext {
 
     /// Fires what is due, clock by clock; returns whether a callback ran. Home core only.
     #[inline(never)]
-    pub(super) fn run_timers(&'static self) -> bool {
-        let realtime = self.timers.realtime.run(self, trace::clock);
-        let host = self.timers.host.run(self, clock::host_now_ns);
+    pub(super) fn run_timers(&'static self, core: CoreId) -> bool {
+        let realtime = self.timers.realtime.run(self, core, trace::clock);
+        let host = self.timers.host.run(self, core, clock::host_now_ns);
         realtime | host
     }
 }

@@ -66,6 +66,8 @@ const NAMES: [&str; 16] = [
     "reentered",
 ];
 
+// A power of two in size: found by a shift.
+#[repr(C, align(32))]
 struct Record {
     /// Event in the high half, `a` in the low one; 0: empty.
     what: AtomicU64,
@@ -77,7 +79,6 @@ struct Record {
 struct Ring {
     next: AtomicU32,
     clock_ns: AtomicU64,
-    records: [Record; TRACE_RECORDS],
 }
 
 static RINGS: CoreArray<Ring> = CoreArray::new(
@@ -85,16 +86,23 @@ static RINGS: CoreArray<Ring> = CoreArray::new(
         CachePadded::new(Ring {
             next: AtomicU32::new(0),
             clock_ns: AtomicU64::new(0),
-            records: [const {
-                Record {
-                    what: AtomicU64::new(0),
-                    b: AtomicU64::new(0),
-                    time_ns: AtomicU64::new(0),
-                }
-            }; TRACE_RECORDS],
         })
     }; MAX_CORES],
 );
+
+/// The records of one core after the other.
+static RECORDS: [Record; TRACE_RECORDS * MAX_CORES] = [const {
+    Record {
+        what: AtomicU64::new(0),
+        b: AtomicU64::new(0),
+        time_ns: AtomicU64::new(0),
+    }
+}; TRACE_RECORDS * MAX_CORES];
+
+#[inline]
+fn record(core: CoreId, index: u32) -> &'static Record {
+    &RECORDS[core * TRACE_RECORDS + index as usize % TRACE_RECORDS]
+}
 
 /// Leaves an event in the current core's ring: a few stores, no clock. From anywhere on a core; an interrupt between
 /// the stores may lose one of two records, nothing else.
@@ -115,7 +123,7 @@ pub(super) fn trace_on(core: CoreId, event: Event, a: u32, b: u64) {
     let ring = RINGS.get(core);
     let next = ring.next.load(Ordering::Relaxed);
     ring.next.store(next.wrapping_add(1), Ordering::Relaxed);
-    let record = &ring.records[next as usize % TRACE_RECORDS];
+    let record = record(core, next);
     record
         .what
         .store((event as u64) << 32 | u64::from(a), Ordering::Relaxed);
@@ -145,7 +153,7 @@ pub fn dump(core: CoreId, out: &mut dyn fmt::Write, last_n: usize) -> fmt::Resul
     let next = ring.next.load(Ordering::Acquire);
     let count = last_n.min(TRACE_RECORDS) as u32;
     for index in (0..count).map(|back| next.wrapping_sub(count - back)) {
-        let record = &ring.records[index as usize % TRACE_RECORDS];
+        let record = record(core, index);
         let what = record.what.load(Ordering::Relaxed);
         if what == 0 {
             continue;

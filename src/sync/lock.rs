@@ -45,38 +45,32 @@ const SLOTS: usize = MAX_CORES.next_power_of_two();
 /// `owner` of a free lock; else it is the core plus one. All zeros is a free lock, so statics lie in `.bss`.
 const NOBODY: usize = 0;
 
-/// Levels of any context lock that each core holds, to see that a callback gave back what it took; in the high half
-/// how many of them the event loop took for itself while it dispatches. One word, so that the loop changes both at once.
-static HELD: CoreArray<AtomicU64> =
-    CoreArray::new([const { CachePadded::new(AtomicU64::new(0)) }; MAX_CORES]);
+/// Levels of any context lock that callers on each core hold, to see that a callback gave back what it took. What the
+/// event loops take for themselves while they dispatch does not count: it is the same before and after a callback.
+static HELD: CoreArray<AtomicU32> =
+    CoreArray::new([const { CachePadded::new(AtomicU32::new(0)) }; MAX_CORES]);
 
-/// A level that a caller took.
-const LEVEL: u64 = 1;
-
-/// A level that the event loop took.
-const LOOP_LEVEL: u64 = LEVEL | 1 << 32;
-
-/// How many levels of context locks callers on the current core hold, beside those of the event loops that run there:
-/// what a callback took, or whoever called `poll` from outside.
+/// How many levels of context locks callers on the current core hold, over all contexts, beside those of the event
+/// loops that run there: what a callback took, or whoever called `poll` from outside.
 #[inline]
 pub fn caller_levels() -> u32 {
-    HELD.mine().map_or(0, |held| {
-        let held = held.load(Ordering::Relaxed);
-        held as u32 - (held >> 32) as u32
-    })
+    HELD.mine().map_or(0, |held| held.load(Ordering::Relaxed))
 }
 
-/// How many levels of context locks the current core holds, over all contexts.
+/// What [`caller_levels`] reads on `core`.
 #[inline]
-pub fn held_levels() -> u32 {
-    HELD.mine()
-        .map_or(0, |held| held.load(Ordering::Relaxed) as u32)
+pub(crate) fn held_on(core: CoreId) -> &'static AtomicU32 {
+    HELD.get(core)
 }
 
-/// As [`held_levels`], for a caller that knows which core it is.
+/// `core` took a level more.
 #[inline]
-pub(crate) fn held_levels_of(core: CoreId) -> u32 {
-    HELD.get(core).load(Ordering::Relaxed) as u32
+fn count_taken(core: CoreId) {
+    let held = HELD.get(core);
+    held.store(
+        held.load(Ordering::Relaxed).wrapping_add(1),
+        Ordering::Relaxed,
+    );
 }
 
 /// A recursive FIFO lock between cores.
@@ -138,10 +132,11 @@ impl ContextLock {
     #[cfg_attr(debug_assertions, track_caller)]
     pub fn acquire(&self) {
         let core = self.caller();
-        if self.enter(core, LEVEL) {
+        if self.enter(core) {
             self.since_ns
                 .store(arch::now_ns().max(1), Ordering::Relaxed);
         }
+        count_taken(core);
     }
 
     /// As [`acquire`](Self::acquire), for the level of the event loop on `core`, the current one, which has seen that
@@ -150,15 +145,13 @@ impl ContextLock {
     #[inline]
     #[cfg_attr(debug_assertions, track_caller)]
     pub(crate) fn acquire_for_loop(&self, core: CoreId) {
-        if self.enter(core, LOOP_LEVEL) {
-            self.since_ns.store(0, Ordering::Relaxed);
-        }
+        self.enter(core);
     }
 
     /// Gives back what [`acquire_for_loop`](Self::acquire_for_loop) took.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn release_for_loop(&self, core: CoreId) {
-        self.leave(core, LOOP_LEVEL);
+        self.leave(core);
     }
 
     /// Takes one level if nobody else holds or waits for the lock. It never waits, so any order is right.
@@ -166,7 +159,8 @@ impl ContextLock {
     pub fn try_acquire(&self) -> bool {
         let core = self.caller();
         if self.owner.load(Ordering::Relaxed) == core + 1 {
-            self.deepen(core, LEVEL);
+            self.deepen();
+            count_taken(core);
             return true;
         }
         let ticket = self.head.load(Ordering::Relaxed);
@@ -185,9 +179,10 @@ impl ContextLock {
         // Ours is the ticket being served. The acquire below pairs with the release of `head` by the last holder.
         let served = self.head.load(Ordering::Acquire);
         debug_assert_eq!(served, ticket);
-        self.take(core, LEVEL);
+        self.take(core);
         self.since_ns
             .store(arch::now_ns().max(1), Ordering::Relaxed);
+        count_taken(core);
         true
     }
 
@@ -197,27 +192,28 @@ impl ContextLock {
     /// On a core that does not hold it.
     pub fn release(&self) {
         let core = arch::current_core().expect("a context lock is released by cores only");
-        self.leave(core, LEVEL);
+        self.leave(core);
+        // Below zero when a callback gives back a level of the loop's: then it is seen to have done so.
+        let held = HELD.get(core);
+        held.store(
+            held.load(Ordering::Relaxed).wrapping_sub(1),
+            Ordering::Relaxed,
+        );
     }
 
-    #[inline]
-    fn leave(&self, core: CoreId, level: u64) {
-        assert_eq!(
-            self.owner.load(Ordering::Relaxed),
-            core + 1,
-            "a context lock was released by core {core}, which does not hold it"
-        );
-        let held = HELD.get(core);
-        held.store(held.load(Ordering::Relaxed) - level, Ordering::Relaxed);
-        let depth = self.depth.load(Ordering::Relaxed) - 1;
+    #[inline(always)]
+    fn leave(&self, core: CoreId) {
+        if self.owner.load(Ordering::Relaxed) != core + 1 {
+            not_held(core);
+        }
+        let depth = self.depth.load(Ordering::Relaxed).wrapping_sub(1);
         self.depth.store(depth, Ordering::Relaxed);
         if depth > 0 {
             return;
         }
         let since = self.since_ns.load(Ordering::Relaxed);
         if since != 0 {
-            self.high_water_ns
-                .fetch_max(arch::now_ns().saturating_sub(since), Ordering::Relaxed);
+            self.measure(since);
         }
         #[cfg(all(debug_assertions, not(loom)))]
         self.rank.released(core);
@@ -228,6 +224,16 @@ impl ContextLock {
         let sleeper = self.sleepers[next as usize % SLOTS].load(Ordering::Relaxed);
         if sleeper != 0 && (sleeper >> 32) as u32 == next {
             arch::kick((sleeper as u32 - 1) as CoreId);
+        }
+    }
+
+    /// The outermost level, taken at `since`, is given back. The marks are the owner's, so plain stores do.
+    #[inline(never)]
+    fn measure(&self, since: u64) {
+        self.since_ns.store(0, Ordering::Relaxed);
+        let held = arch::now_ns().saturating_sub(since);
+        if held > self.high_water_ns.load(Ordering::Relaxed) {
+            self.high_water_ns.store(held, Ordering::Relaxed);
         }
     }
 
@@ -276,11 +282,11 @@ impl ContextLock {
     /// Takes one level; true when it is the outermost.
     #[inline]
     #[cfg_attr(debug_assertions, track_caller)]
-    fn enter(&self, core: CoreId, level: u64) -> bool {
+    fn enter(&self, core: CoreId) -> bool {
         // Nobody but this core ever writes this core's id here, so the answer cannot change meanwhile. Recursion
         // takes no ticket: it never queues behind waiters (LCK-3).
         if self.owner.load(Ordering::Relaxed) == core + 1 {
-            self.deepen(core, level);
+            self.deepen();
             return false;
         }
         #[cfg(all(debug_assertions, not(loom)))]
@@ -289,27 +295,25 @@ impl ContextLock {
         if self.head.load(Ordering::Acquire) != ticket {
             self.wait_for(ticket, core);
         }
-        self.take(core, level);
+        self.take(core);
         true
     }
 
     #[inline]
     #[cfg_attr(debug_assertions, track_caller)]
-    fn take(&self, core: CoreId, level: u64) {
+    fn take(&self, core: CoreId) {
         debug_assert_eq!(self.depth.load(Ordering::Relaxed), 0);
         self.owner.store(core + 1, Ordering::Relaxed);
         #[cfg(all(debug_assertions, not(loom)))]
         self.rank.taken(core, Location::caller());
-        self.deepen(core, level);
+        self.depth.store(1, Ordering::Relaxed);
     }
 
     #[inline]
-    fn deepen(&self, core: CoreId, level: u64) {
+    fn deepen(&self) {
         let depth = self.depth.load(Ordering::Relaxed);
         assert!(depth < u32::MAX, "a context lock was taken too deep");
         self.depth.store(depth + 1, Ordering::Relaxed);
-        let held = HELD.get(core);
-        held.store(held.load(Ordering::Relaxed) + level, Ordering::Relaxed);
     }
 
     #[cold]
@@ -348,6 +352,12 @@ impl ContextLock {
         // Ours alone until we release: the next user of this slot has ticket + SLOTS.
         slot.store(0, Ordering::Relaxed);
     }
+}
+
+#[cold]
+#[inline(never)]
+fn not_held(core: CoreId) -> ! {
+    panic!("a context lock was released by core {core}, which does not hold it");
 }
 
 impl Default for ContextLock {

@@ -4,6 +4,7 @@
 //! never the controller's priority mask: an interrupt masked there does not end WFI.
 
 use core::arch::asm;
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::{clock, gic};
@@ -13,8 +14,9 @@ use crate::config::MAX_CORES;
 /// What a core keeps about itself. Written by its core except where a field says otherwise.
 #[repr(C, align(128))]
 pub(super) struct PerCore {
-    /// Dense index; the entry code stores it.
-    index: AtomicUsize,
+    /// Dense index; the entry code stores it, before any Rust runs on the core. No atomic, so that the compiler need not
+    /// read it again and again.
+    index: UnsafeCell<usize>,
     /// Top of the stack for an exception taken from an exception; the entry code stores it.
     pub(super) emergency_stack: AtomicUsize,
     /// MPIDR affinity fields; stored by core 0 before the core starts.
@@ -35,10 +37,13 @@ pub(super) struct PerCore {
     kicks: AtomicU64,
 }
 
+// SAFETY: the one field that is no atomic is written only by the entry code of its core, and read by that core.
+unsafe impl Sync for PerCore {}
+
 impl PerCore {
     const fn new() -> PerCore {
         PerCore {
-            index: AtomicUsize::new(0),
+            index: UnsafeCell::new(0),
             emergency_stack: AtomicUsize::new(0),
             affinity: AtomicU64::new(0),
             sgi_target: AtomicU64::new(0),
@@ -76,7 +81,11 @@ pub(super) fn me() -> &'static PerCore {
 /// The running core. Never `None` here; on the host a thread may be no core.
 #[inline]
 pub fn current_core() -> Option<CoreId> {
-    Some(me().index.load(Ordering::Relaxed))
+    // SAFETY: the entry code wrote it before any Rust ran on this core, and nobody writes it again.
+    let index = unsafe { *me().index.get() };
+    // SAFETY: the entry code set TPIDR_EL1 to element `index` of `PER_CORE`, which has MAX_CORES of them.
+    unsafe { core::hint::assert_unchecked(index < MAX_CORES) };
+    Some(index)
 }
 
 /// The number of cores that have started.
