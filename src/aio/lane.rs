@@ -300,6 +300,7 @@ impl Lanes {
 #[cfg(loom)]
 pub mod model {
     use super::Lanes;
+    use crate::arch;
 
     /// All lanes of a context, without the context.
     pub struct LaneModel(Lanes);
@@ -318,6 +319,9 @@ pub mod model {
 
         /// Takes one batch off the lanes and calls `f` with each item; false when there was none.
         pub fn batch(&self, mut f: impl FnMut(usize)) -> bool {
+            if self.0.is_quiet() {
+                return false;
+            }
             let Some(depth) = self.0.begin_batch() else {
                 return false;
             };
