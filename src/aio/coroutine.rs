@@ -277,8 +277,7 @@ impl AioContext {
             word = now;
         }
         if word & PENDING == 0 {
-            target.lanes.push(RECORDS + index);
-            target.wake();
+            target.send(RECORDS + index);
         }
     }
 

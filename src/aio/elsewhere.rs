@@ -13,7 +13,7 @@ use super::context::{AioContext, unbalanced};
 use super::wait::wait_kick;
 use crate::config::ELSEWHERE;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{IndexStack, IrqLock, held_levels};
+use crate::sync::{IndexStack, IrqLock, caller_levels};
 
 const QUEUED: u32 = 1;
 const ACTIVE: u32 = 2;
@@ -201,7 +201,7 @@ impl AioContext {
                 // So that a nested poll inside this completion reaches the others.
                 self.schedule_internal(Internal::WorkDone);
             }
-            let held = held_levels();
+            let held = caller_levels();
             (work.done)(work.argument, result);
             *slot.work.lock() = None;
             // Over only now, with all that the completion wrote.
@@ -209,7 +209,7 @@ impl AioContext {
                 .store((word & !STATE).wrapping_add(GENERATION), Ordering::Release);
             FREE.give_back(index);
             wait_kick();
-            if held_levels() != held {
+            if caller_levels() != held {
                 unbalanced("a completion of run_on");
             }
             if index as u16 + 1 == last {
