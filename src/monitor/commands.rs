@@ -9,7 +9,7 @@ use core::fmt::{self, Write};
 use ::log::LevelFilter;
 
 use super::format::Duration;
-use super::{bench, console, disks, graph, kinds};
+use super::{bench, console, disks, graph, kinds, nodes};
 use crate::block::{self, ResetOutcome};
 use crate::{aio, arch};
 
@@ -75,7 +75,8 @@ struct Command {
 
 /// Most that `poll` takes, in us.
 const MAX_POLL_US: u64 = 1_000_000;
-const INFO: &str = "info cores|contexts|disks|nodes|kinds|exports|connections|drain|memory|version";
+const INFO: &str =
+    "info cores|contexts|disks|nodes|kinds|partitions|exports|connections|drain|memory|version";
 const DISK: &str = "disk vdN reset";
 const POLL: &str = "poll off|MICROSECONDS";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
@@ -205,7 +206,8 @@ fn info(
         "connections" => system.connections(out)?,
         "contexts" => contexts(out)?,
         "disks" => disks::list(out)?,
-        "nodes" => graph::list(out)?,
+        "nodes" => nodes::list(out)?,
+        "partitions" => nodes::list_partitions(out)?,
         "kinds" => kinds::list(out)?,
         "drain" => disks::drain(out)?,
         _ => return Err(Refusal::Usage(INFO)),

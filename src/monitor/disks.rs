@@ -78,7 +78,7 @@ pub(super) fn list(out: &mut dyn Write) -> fmt::Result {
 /// Drained sections and what they wait for; then what is in flight.
 pub(super) fn drain(out: &mut dyn Write) -> fmt::Result {
     let mut result = Ok(());
-    let mut sections = super::graph::drained(out)?;
+    let mut sections = super::nodes::drained(out)?;
     block::for_each_section(|backend, depth, age, state| {
         sections += 1;
         if result.is_ok() {

@@ -1,4 +1,4 @@
-//! `node`, `drain`, `export`, `info nodes`: the graph by hand.
+//! `node`, `drain`, `export`: the graph by hand.
 //!
 //! What has to wait for a drained section goes on in the background and prints its outcome; the prompt comes back with it, or
 //! with ^C before. Everything here only parses and prints: the work is done by [`block::graph`](crate::block::graph) and
@@ -15,14 +15,14 @@ use super::format::Size;
 use super::{console, kinds};
 use crate::aio::Callback;
 use crate::arch;
+use crate::block::NodeId;
 use crate::block::graph::{self, change, drain};
-use crate::block::{self, NodeId};
 use crate::config::NODES;
 use crate::export::{self, RemoveMode};
 use crate::sync::HomeCell;
 
 /// How `node` is used.
-pub(super) const NODE: &str = "node add KIND NAME KEY=VALUE.. | del NAME | insert KIND NAME above NODE KEY=VALUE.. | remove NAME | move NAME CORE";
+pub(super) const NODE: &str = "node add KIND NAME KEY=VALUE.. | set NAME KEY=VALUE.. | del NAME | insert KIND NAME above NODE KEY=VALUE.. | remove NAME | move NAME CORE";
 /// How `drain` is used.
 pub(super) const DRAIN: &str = "drain begin|end NAME|all";
 /// How `export` is used.
@@ -111,7 +111,7 @@ fn refused(out: &mut dyn Write, why: &dyn fmt::Display) -> Result<Outcome, Refus
 }
 
 fn node_named(name: Option<&str>, usage: &'static str) -> Result<NodeId, Refusal> {
-    graph::find(name.ok_or(Refusal::Usage(usage))?)
+    kinds::node_called(name.ok_or(Refusal::Usage(usage))?)
         .ok_or(Refusal::Reason("no such node; see 'info nodes'"))
 }
 
@@ -127,6 +127,15 @@ pub(super) fn node(words: &mut Words<'_>, out: &mut dyn Write) -> Result<Outcome
             match kinds::create(kind, name, None, words)? {
                 Ok(_) => writeln!(out, "{name}: added")?,
                 Err(refusal) => return refused(out, &refusal),
+            }
+            Ok(Outcome::Done)
+        }
+        Some("set") => {
+            let name = words.next();
+            let id = node_named(name, NODE)?;
+            match kinds::set(id, words)? {
+                Ok(()) => writeln!(out, "{}: set", name.unwrap_or_default())?,
+                Err(why) => return refused(out, &why),
             }
             Ok(Outcome::Done)
         }
@@ -317,95 +326,4 @@ pub(super) fn export_command(
         }
         _ => Err(Refusal::Usage(EXPORT)),
     }
-}
-
-/// `info nodes`.
-pub(super) fn list(out: &mut dyn Write) -> fmt::Result {
-    let mut result = Ok(());
-    let mut count = 0;
-    graph::for_each_node(|id| {
-        if result.is_err() {
-            return;
-        }
-        if count == 0 {
-            result = writeln!(
-                out,
-                "node                             kind            size  block core drained  below -> above"
-            );
-        }
-        count += 1;
-        result = result.and_then(|()| line(out, id));
-    });
-    result?;
-    if count == 0 {
-        writeln!(out, "no nodes")?;
-    }
-    Ok(())
-}
-
-fn line(out: &mut dyn Write, id: NodeId) -> fmt::Result {
-    let (Some(name), Some(info)) = (graph::name(id), graph::info(id)) else {
-        return Ok(());
-    };
-    let mut size: String<24> = String::new();
-    // 24 bytes hold every size.
-    let _ = write!(size, "{}", Size(info.size));
-    write!(
-        out,
-        "{name:<32} {:<10} {size:>9} {:>6} {:>4} {:>7}  ",
-        info.kind,
-        info.logical_block,
-        graph::home(id).unwrap_or_default(),
-        drain::quiesce_count(id),
-    )?;
-    let children = graph::children(id);
-    for (place, (_, child)) in children.iter().enumerate() {
-        let separator = if place == 0 { "" } else { "," };
-        write!(
-            out,
-            "{separator}{}",
-            graph::name(*child).unwrap_or_default()
-        )?;
-    }
-    if children.is_empty() {
-        out.write_str("-")?;
-    }
-    out.write_str(" -> ")?;
-    let mut result = Ok(());
-    let mut above = 0;
-    graph::parent_names(id, |parent| {
-        let separator = if above == 0 { "" } else { "," };
-        above += 1;
-        if result.is_ok() {
-            result = write!(out, "{separator}{parent}");
-        }
-    });
-    result?;
-    if above == 0 {
-        out.write_str("-")?;
-    }
-    writeln!(out)
-}
-
-/// Drained sections on nodes, for `info drain`; how many.
-pub(super) fn drained(out: &mut dyn Write) -> Result<usize, fmt::Error> {
-    let mut result = Ok(());
-    let mut count = 0;
-    graph::for_each_node(|id| {
-        let depth = drain::quiesce_count(id);
-        if depth == 0 || result.is_err() {
-            return;
-        }
-        count += 1;
-        let state = if drain::is_quiet(id) {
-            "drained"
-        } else if graph::driver(id).is_some_and(block::NodeDriver::drain_poll) {
-            "draining, is busy itself"
-        } else {
-            "draining, waits for those above"
-        };
-        let name = graph::name(id).unwrap_or_default();
-        result = writeln!(out, "node {name}: {state} (depth {depth})");
-    });
-    result.map(|()| count)
 }

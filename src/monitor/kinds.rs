@@ -7,9 +7,11 @@ use heapless::{String, Vec};
 
 use super::commands::{Refusal, Words};
 use super::format::parse_size;
-use crate::block::node::{null, throttle};
+use crate::block::node::error::{self, Operations, Rule, When};
+use crate::block::node::{concat, delay, null, partition, ram, throttle};
 use crate::block::throttle::{Config, Kind as Limited, Limit, configure, group_config};
-use crate::block::{NodeId, graph};
+use crate::block::{BlockError, NodeId, graph, partitions};
+use crate::config::MAX_CHILDREN;
 
 /// Most options of a node.
 const MAX_OPTIONS: usize = 16;
@@ -27,11 +29,26 @@ pub(super) type Why = String<96>;
 /// The words are wrong (outside), or what they ask for is refused.
 type Made<T> = Result<Result<T, Why>, Refusal>;
 
+/// Makes a node; `None`: the words are wrong.
+type Create = fn(&str, &mut Options<'_>) -> Option<Result<NodeId, Why>>;
+/// Gives a node other values.
+type Set = fn(NodeId, &mut Options<'_>) -> Option<Result<(), Why>>;
+
 struct Kind {
     name: &'static str,
     usage: &'static str,
-    /// `None`: the words are wrong.
-    create: fn(&str, &mut Options<'_>) -> Option<Result<NodeId, Why>>,
+    create: Create,
+    /// While it is used.
+    set: Option<Set>,
+}
+
+const fn kind(name: &'static str, usage: &'static str, create: Create) -> Kind {
+    Kind {
+        name,
+        usage,
+        create,
+        set: None,
+    }
 }
 
 fn why(reason: &dyn fmt::Display) -> Why {
@@ -42,16 +59,39 @@ fn why(reason: &dyn fmt::Display) -> Why {
 }
 
 const KINDS: &[Kind] = &[
+    kind("concat", "concat: children=NODE,NODE..", concat_node),
     Kind {
-        name: "null",
-        usage: "null: size=SIZE [block=BYTES] [latency-ns=N] [zeroes=on|off]",
-        create: null_node,
+        set: Some(set_delay),
+        ..kind(
+            "delay",
+            "delay: child=NODE [read-us=N] [write-us=N] [flush-us=N]",
+            delay_node,
+        )
     },
     Kind {
-        name: "throttle",
-        usage: "throttle: child=NODE [group=NAME] [LIMITS, as for the command 'throttle']",
-        create: throttle_node,
+        set: Some(set_error),
+        ..kind(
+            "error",
+            "error: child=NODE; set: clear=RULE|all, or a rule: errno=eio|enospc|einval|eperm|enotsup|enomem [op=read,write,flush,discard,zeroes] [start=SIZE] [end=SIZE] [when=before|after] [skip=N] [count=N] [ppm=N] [seed=N]",
+            error_node,
+        )
     },
+    kind(
+        "null",
+        "null: size=SIZE [block=BYTES] [latency-ns=N] [zeroes=on|off]",
+        null_node,
+    ),
+    kind(
+        "partition",
+        "partition: child=NODE offset=SIZE [size=SIZE]",
+        partition_node,
+    ),
+    kind("ram", "ram: size=SIZE [block=BYTES]", ram_node),
+    kind(
+        "throttle",
+        "throttle: child=NODE [group=NAME] [LIMITS, as for the command 'throttle']",
+        throttle_node,
+    ),
 ];
 
 /// How `throttle` is used.
@@ -121,7 +161,7 @@ impl<'a> Options<'a> {
     pub(super) fn child(&mut self, key: &str) -> Option<NodeId> {
         match self.below.take() {
             Some(below) => Some(below),
-            None => graph::find(self.take(key)?),
+            None => node_called(self.take(key)?),
         }
     }
 }
@@ -145,6 +185,24 @@ pub(super) fn create(
         return Err(Refusal::Usage(kind.usage));
     }
     Ok(made)
+}
+
+/// The node of that name; a partition that a scan has found becomes one when it is first asked for.
+pub(super) fn node_called(name: &str) -> Option<NodeId> {
+    graph::find(name).or_else(|| partitions::node_of(name).ok())
+}
+
+/// `node set NAME …`: other values for a node in use.
+pub(super) fn set(id: NodeId, words: &mut Words<'_>) -> Made<()> {
+    let kind = graph::info(id).and_then(|info| KINDS.iter().find(|kind| kind.name == info.kind));
+    let (usage, set) = kind
+        .and_then(|kind| Some((kind.usage, kind.set?)))
+        .ok_or(Refusal::Reason("nothing can be set in a node of this kind"))?;
+    let mut options = Options::parse(words, None).ok_or(Refusal::Usage(usage))?;
+    match set(id, &mut options) {
+        Some(result) if options.is_used_up() => Ok(result),
+        _ => Err(Refusal::Usage(usage)),
+    }
 }
 
 /// `throttle …`: new limits for a group.
@@ -177,7 +235,7 @@ fn null_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why
         read_zeroes: options.switch("zeroes", true)?,
         latency_ns: options.size("latency-ns", Some(0))?,
     };
-    Some(null::create(name, null).map_err(|error| why(&error)))
+    made(null::create(name, null))
 }
 
 fn throttle_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
@@ -195,4 +253,114 @@ fn throttle_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId,
         Ok(id)
     });
     Some(configured)
+}
+
+fn made(result: Result<NodeId, graph::Refusal>) -> Option<Result<NodeId, Why>> {
+    Some(result.map_err(|refusal| why(&refusal)))
+}
+
+fn ram_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    let size = usize::try_from(options.size("size", None)?).ok()?;
+    let block = u32::try_from(options.size("block", Some(512))?).ok()?;
+    made(ram::create_from_pages(name, size, block))
+}
+
+fn partition_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    let child = options.child("child")?;
+    let offset = options.size("offset", None)?;
+    let len = match options.take("size") {
+        Some(word) => Some(parse_size(word)?),
+        None => None,
+    };
+    made(partition::create(
+        name,
+        partition::PartitionOptions { child, offset, len },
+    ))
+}
+
+fn concat_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    let mut children: Vec<NodeId, MAX_CHILDREN> = Vec::new();
+    for child in options.take("children")?.split(',') {
+        children.push(node_called(child)?).ok()?;
+    }
+    made(concat::create(name, &children))
+}
+
+fn latencies(options: &mut Options<'_>) -> Option<delay::Latencies> {
+    let mut us = |key| Some(options.size(key, Some(0))?.saturating_mul(1000));
+    Some(delay::Latencies {
+        read: us("read-us")?,
+        write: us("write-us")?,
+        flush: us("flush-us")?,
+    })
+}
+
+fn delay_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    let child = options.child("child")?;
+    let latencies = latencies(options)?;
+    made(delay::create(
+        name,
+        delay::DelayOptions { child, latencies },
+    ))
+}
+
+fn set_delay(id: NodeId, options: &mut Options<'_>) -> Option<Result<(), Why>> {
+    let latencies = latencies(options)?;
+    Some(delay::set(id, latencies).map_err(|error| why(&error)))
+}
+
+fn error_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    made(error::create(name, options.child("child")?))
+}
+
+fn set_error(id: NodeId, options: &mut Options<'_>) -> Option<Result<(), Why>> {
+    if let Some(word) = options.take("clear") {
+        let number = match word {
+            "all" => None,
+            number => Some(number.parse().ok()?),
+        };
+        return Some(error::remove_rule(id, number).map_err(|error| why(&error)));
+    }
+    let error = match options.take("errno")? {
+        "eio" => BlockError::Io,
+        "enospc" => BlockError::NoSpace,
+        "einval" => BlockError::Invalid,
+        "eperm" => BlockError::ReadOnly,
+        "enotsup" => BlockError::NotSupported,
+        "enomem" => BlockError::NoMemory,
+        _ => return None,
+    };
+    let mut rule = Rule::new(error);
+    if let Some(words) = options.take("op") {
+        rule.operations = Operations::empty();
+        for word in words.split(',') {
+            rule.operations |= match word {
+                "read" => Operations::READ,
+                "write" => Operations::WRITE,
+                "flush" => Operations::FLUSH,
+                "discard" => Operations::DISCARD,
+                "zeroes" => Operations::WRITE_ZEROES,
+                _ => return None,
+            };
+        }
+    }
+    rule.start = options.size("start", Some(rule.start))?;
+    rule.end = options.size("end", Some(rule.end))?;
+    rule.when = match options.take("when") {
+        None | Some("before") => When::Before,
+        Some("after") => When::After,
+        Some(_) => return None,
+    };
+    rule.skip = options.size("skip", Some(0))?;
+    if let Some(word) = options.take("count") {
+        rule.count = Some(parse_size(word)?);
+    }
+    rule.probability =
+        u32::try_from(options.size("ppm", Some(u64::from(rule.probability)))?).ok()?;
+    rule.seed = options.size("seed", Some(rule.seed))?;
+    Some(
+        error::add_rule(id, rule)
+            .map(|_| ())
+            .map_err(|error| why(&error)),
+    )
 }

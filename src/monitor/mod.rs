@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`mod@bench`] | load on a disk, and its report |
 //! | [`disks`] | `info disks`, `info drain` |
-//! | `graph` | `node`, `drain`, `export`, `info nodes` |
+//! | `graph` | `node`, `drain`, `export` |
+//! | `nodes` | `info nodes`, `info partitions` |
 //! | `kinds` | what `node add` can make, from words |
 //! | [`signature`] | what a disk carries |
 //! | [`console`] | port, editor, commands and log put together on context 0 |
@@ -23,4 +24,5 @@ pub mod format;
 mod graph;
 mod kinds;
 pub mod log;
+mod nodes;
 pub mod signature;
