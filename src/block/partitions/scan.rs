@@ -10,7 +10,7 @@ use core::fmt::Write as _;
 use heapless::{Deque, String, Vec};
 
 use super::scanner::{CHUNK, Scanner, Step};
-use super::table::{Kind, Partition, REFUSALS, Reason, Scheme, TROUBLES, Table, Trouble};
+use super::table::{Partition, REFUSALS, Reason, Scheme, TROUBLES, Table, Trouble};
 use crate::aio::{self, BottomHalf, Callback, Timer};
 use crate::arch;
 use crate::block::graph;
@@ -410,29 +410,5 @@ fn report(disk: &str, table: &Table) {
             table.scheme.as_str(),
             if shown.is_empty() { "none" } else { &shown }
         );
-    }
-}
-
-impl Kind {
-    /// A word for a person, of the commonest ones.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Mbr(0x83) => "linux",
-            Self::Mbr(0x82) => "linux swap",
-            Self::Mbr(0x07) => "ntfs",
-            Self::Mbr(0x01 | 0x04 | 0x06 | 0x0b | 0x0c | 0x0e) => "fat",
-            Self::Mbr(0xef) => "efi system",
-            Self::Gpt(guid)
-                if guid == gpt_disk_types::GptPartitionType::EFI_SYSTEM.0.to_bytes() =>
-            {
-                "efi system"
-            }
-            Self::Gpt(guid)
-                if guid == gpt_disk_types::GptPartitionType::BASIC_DATA.0.to_bytes() =>
-            {
-                "basic data"
-            }
-            Self::Mbr(_) | Self::Gpt(_) => "other",
-        }
     }
 }

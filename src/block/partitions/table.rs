@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use gpt_disk_types::{GptPartitionType, Guid, guid};
 use heapless::{String, Vec};
 
 use crate::block::BlockError;
@@ -46,6 +47,25 @@ pub enum Kind {
     Mbr(u8),
     /// The type GUID of a GPT, as it lies on the disk.
     Gpt([u8; 16]),
+}
+
+impl Kind {
+    /// A word for a person, of the commonest ones.
+    pub fn as_str(self) -> &'static str {
+        const LINUX: Guid = guid!("0fc63daf-8483-4772-8e79-3d69d8477de4");
+        let is = |guid: Guid| self == Self::Gpt(guid.to_bytes());
+        match self {
+            Self::Mbr(0x83) => "linux",
+            Self::Mbr(0x82) => "linux swap",
+            Self::Mbr(0x07) => "ntfs",
+            Self::Mbr(0x01 | 0x04 | 0x06 | 0x0b | 0x0c | 0x0e) => "fat",
+            Self::Mbr(0xef) => "efi system",
+            _ if is(LINUX) => "linux",
+            _ if is(GptPartitionType::EFI_SYSTEM.0) => "efi system",
+            _ if is(GptPartitionType::BASIC_DATA.0) => "basic data",
+            _ => "other",
+        }
+    }
 }
 
 /// A partition that can be used.

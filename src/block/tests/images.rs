@@ -44,6 +44,18 @@ impl Image {
         }
     }
 
+    /// A disk of 1 MiB from a listing of its bytes that are not zero: offset, and 16 of them, in hexadecimal.
+    pub fn listed(listing: &str) -> Self {
+        let mut image = Self::empty(2048, 512);
+        for line in listing.lines().filter(|line| !line.starts_with('#')) {
+            let (offset, digits) = line.split_once(' ').unwrap();
+            let at = u64::from_str_radix(offset, 16).unwrap();
+            let bytes = u128::from_str_radix(digits, 16).unwrap().to_be_bytes();
+            image.put(at, &bytes);
+        }
+        image
+    }
+
     pub fn blocks(&self) -> u64 {
         (self.bytes.len() / self.block) as u64
     }

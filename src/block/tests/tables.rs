@@ -91,6 +91,36 @@ fn a_gpt_is_read_in_blocks_of_512_and_4096() {
     assert_eq!(scanner.table().troubles[..], [Trouble::BlockSize(8192)]);
 }
 
+/// The other images are built here, by the same reading of the specification; these are not.
+#[test]
+fn tables_that_another_tool_made_are_read() {
+    let mut image = Image::listed(include_str!("../../../tests/fixtures/gpt-512.hex"));
+    for (scheme, troubles) in [(Scheme::Gpt, 0), (Scheme::GptBackup, 1)] {
+        let table = scan(&image);
+        assert_eq!((table.scheme, table.troubles.len()), (scheme, troubles));
+        let expected = [(1, 64, 263), (2, 264, 1263), (3, 1264, 1963)];
+        assert_eq!(places(&table, 512), expected);
+        let names: Vec<&str> = table.partitions.iter().map(|p| &*p.name).collect();
+        assert_eq!(names, ["boot", "data", "rest of it"]);
+        let kinds: Vec<_> = table.partitions.iter().map(|p| p.kind.as_str()).collect();
+        assert_eq!(kinds[..2], ["efi system", "linux"]);
+        image.spoil(512 + 20);
+    }
+    let image = Image::listed(include_str!("../../../tests/fixtures/mbr-512.hex"));
+    let table = scan(&image);
+    assert_eq!((table.scheme, table.troubles.len()), (Scheme::Mbr, 0));
+    let expected = [
+        (1, 8, 207),
+        (2, 208, 307),
+        (5, 408, 707),
+        (6, 800, 1099),
+        (7, 1200, 1699),
+    ];
+    assert_eq!(places(&table, 512), expected);
+    let kinds: Vec<_> = table.partitions.iter().map(|p| p.kind.as_str()).collect();
+    assert_eq!(kinds, ["linux", "ntfs", "linux", "linux swap", "linux"]);
+}
+
 #[test]
 fn a_damaged_primary_gpt_gives_way_to_its_backup() {
     let sound = Image::gpt(1024, 512, &TWO);
