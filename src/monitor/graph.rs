@@ -2,7 +2,7 @@
 //!
 //! What has to wait for a drained section goes on in the background and prints its outcome; the prompt comes back with it, or
 //! with ^C before. Everything here only parses and prints: the work is done by [`block::graph`](crate::block::graph) and
-//! [`export`](crate::export).
+//! [`crate::export`].
 #![forbid(unsafe_code)]
 
 use core::fmt::{self, Write};

@@ -8,7 +8,7 @@
 //! | [`verify`] | two children that must agree: reads compare them, all else goes to both | any core |
 //! | [`throttle`] | limits the rate of its group's members, with bursts; lets all go on drain | its context's core, where anything is limited |
 //! | [`partition`] | a part of its child; [`partitions`](super::partitions) finds them on disks | any core |
-//! | [`concat`] | its children one after another | any core |
+//! | [`mod@concat`] | its children one after another | any core |
 //! | [`delay`] | holds requests for a time | any core |
 //! | [`error`] | fails requests by rule | any core |
 //!
