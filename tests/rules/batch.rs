@@ -84,6 +84,24 @@ fn bh_15_batches_stay_in_order_across_lanes_and_levels() {
     ctx.poll(false);
     assert_eq!(log.take(), [1, 2]);
 
+    // The other way round: the outer rest is core 0's own, and what the nested poll finds new is core 1's.
+    ctx.schedule_oneshot(
+        "outer",
+        call(move |_| {
+            {
+                let _one = host::enter_core(1);
+                ctx.schedule_oneshot("from 1", call(move |_| log.push(2)))
+                    .unwrap();
+            }
+            ctx.poll(false);
+        }),
+    )
+    .unwrap();
+    ctx.schedule_oneshot("rest", call(move |_| log.push(1)))
+        .unwrap();
+    ctx.poll(false);
+    assert_eq!(log.take(), [1, 2]);
+
     let depth = count();
     let this = late();
     let bh = ctx
