@@ -96,7 +96,8 @@ impl Tracked {
     #[must_use]
     pub fn begin(&self, mut request: Request, serialising: bool) -> Option<Request> {
         let mut table = self.table.lock();
-        if !table.line.is_empty() || table.taken == u64::MAX {
+        // Only a full table has a line.
+        if table.taken == u64::MAX {
             request.due_ns = u64::from(serialising);
             table.line.push(request);
             return None;

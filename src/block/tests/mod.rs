@@ -5,6 +5,7 @@ mod durability;
 mod graph_changes;
 mod images;
 mod instruments;
+mod layered;
 mod model;
 mod moves;
 mod nodes;

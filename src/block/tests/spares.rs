@@ -192,6 +192,28 @@ fn those_that_wait_for_spares_go_on_when_others_end_whatever_their_backend() {
 }
 
 #[test]
+fn who_needs_less_does_not_pass_who_waits() {
+    let mut rig = rig(1);
+    let deep = deep(&mut rig);
+    let pair = pair(&mut rig, with_everything(1 << 20));
+    let backend = rig.backend(pair.node);
+    rig.nodes.extend(pair.below);
+    let running = SPARES_PER_CORE as u64 / 3;
+    for n in 0..=running {
+        submit(0, deep.backend, flush(), n);
+    }
+    // There is a spare left, as it happens; but one that needs three came before.
+    assert!(SPARES_PER_CORE % 3 >= 1);
+    submit(0, backend, flush(), 100);
+    rig.settle();
+    assert_eq!(on(0, || spare_usage(0)), (SPARES_PER_CORE / 3 * 3, 2));
+    let devices: Vec<_> = deep.devices.iter().chain(&pair.disks).copied().collect();
+    run(&rig, &devices);
+    assert_eq!(results().len() as u64, running + 2);
+    rig.finish();
+}
+
+#[test]
 fn without_a_cost_no_spare_is_touched() {
     let mut rig = rig(1);
     let f = rig.disk(with_flush(1 << 20));

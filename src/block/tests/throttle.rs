@@ -404,6 +404,40 @@ fn a_move_to_a_context_without_timers_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn cs_9_a_move_that_another_node_refuses_gives_back_what_was_reserved() {
+    let mut rig = rig(2);
+    let t = throttled(&mut rig, "inner");
+    let outer = on_disk(1, t.node, Some("outer"));
+    let free_timers = || {
+        let mut free = Vec::new();
+        while let Ok(timer) = aio::context(1).timer("test", Callback::new(&quiet, 0)) {
+            free.push(timer);
+        }
+        free
+    };
+    let mut taken = free_timers();
+    // Enough for one of the two.
+    for _ in 0..3 {
+        taken.pop().unwrap().delete().unwrap();
+    }
+    on(0, || graph::drain::begin_no_wait(t.node).unwrap());
+    rig.settle();
+    assert!(on(0, || graph::context::move_quiet(t.node, 1)).is_err());
+    let again = free_timers();
+    assert_eq!(again.len(), 3);
+    assert_eq!(
+        [graph::home(t.node), graph::home(outer)],
+        [Some(0), Some(0)]
+    );
+    on(0, || graph::drain::drain_end(t.node));
+    for timer in taken.into_iter().chain(again) {
+        timer.delete().unwrap();
+    }
+    on(0, || graph::delete(outer)).unwrap();
+    rig.finish();
+}
+
+#[test]
 fn limits_change_while_requests_wait() {
     let mut rig = rig(2);
     let t = throttled(&mut rig, "change");

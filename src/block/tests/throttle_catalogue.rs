@@ -331,6 +331,7 @@ fn throttle_config_functions() {
     // No time has passed since it was set: nothing has leaked. A clock that runs late is no time either.
     assert_eq!(state.wait_ns(Direction::Read, 5 * SECOND), 8 * SECOND);
     assert_eq!(state.wait_ns(Direction::Read, SECOND), 8 * SECOND);
+    assert_eq!(state.wait_ns(Direction::Read, 5 * SECOND), 8 * SECOND);
     // What is refused changes nothing.
     let mut unfit = config;
     unfit.limit_mut(Kind::BytesRead).max = 1;

@@ -320,6 +320,37 @@ fn reads_without_memory_wait_in_order_and_a_drain_completes() {
 }
 
 #[test]
+fn a_small_read_does_not_pass_a_large_one_that_waits_for_memory() {
+    let mut rig = rig(1);
+    let (pair, backend) = ready(&mut rig, with_everything(1 << 20));
+    for disk in pair.disks {
+        disk.set_automatic(false);
+    }
+    let page = PAGE_SIZE as u64;
+    let mut free = VERIFY_PAGES as u64;
+    let mut tag = 0;
+    // All but one page.
+    while free > 1 {
+        let pages = (free - 1).min(VERIFY_WINDOW / page);
+        submit(0, backend, read(0, pages * page), tag);
+        free -= pages;
+        tag += 1;
+    }
+    submit(0, backend, read(0, 2 * page), 100);
+    submit(0, backend, read(0, page), 101);
+    rig.settle();
+    assert_eq!(pair.disks.map(TestDisk::held), [tag as usize; 2]);
+    for _ in 0..tag + 2 {
+        pair.disks.map(|disk| finish(0, disk));
+        rig.settle();
+    }
+    let order: Vec<u64> = done().iter().map(|done| done.tag).collect();
+    let expected: Vec<u64> = (0..tag).chain([100, 101]).collect();
+    assert_eq!(order, expected);
+    rig.finish();
+}
+
+#[test]
 fn many_cores_at_random_end_with_equal_children_and_nothing_lost() {
     let mut rig = rig(4);
     let (pair, backend) = ready(&mut rig, with_everything(1 << 18));
