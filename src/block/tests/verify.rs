@@ -341,7 +341,7 @@ fn a_small_read_does_not_pass_a_large_one_that_waits_for_memory() {
     rig.settle();
     assert_eq!(pair.disks.map(TestDisk::held), [tag as usize; 2]);
     for _ in 0..tag + 2 {
-        pair.disks.map(|disk| finish(0, disk));
+        pair.disks.iter().for_each(|disk| finish(0, disk));
         rig.settle();
     }
     let order: Vec<u64> = done().iter().map(|done| done.tag).collect();
