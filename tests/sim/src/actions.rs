@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ironthread::aio::Callback;
-use ironthread::block::{self, DiskState};
+use ironthread::block::{self, DiskState, ResetOutcome};
 use ironthread::export::{self, RemoveMode, nbd};
 
 use crate::changes::Changes;
@@ -140,10 +140,11 @@ impl Actions {
     /// The operator's `disk vdN reset`.
     fn operator(&mut self, world: &mut World, disk: usize) {
         let sim = &world.disks[disk];
-        if sim.disk.state() == DiskState::Failed || sim.port.state().silent {
+        if on(0, || sim.disk.reset()) == ResetOutcome::Started {
+            // From now on it refuses everything, also before the device is reset.
             world.faults.reset[disk] = true;
+            sim.port.state().faults += 1;
         }
-        on(0, || sim.disk.reset());
         world.cleared(disk);
     }
 

@@ -7,6 +7,7 @@ use ironthread::export::nbd::wire::{
     CHUNK_DONE, CLIENT_FIXED_NEWSTYLE, CLIENT_NO_ZEROES, ChunkHeader, Greeting, OptionHeader,
     OptionReply, RequestHeader, SimpleReply, chunk, command, command_flag, info, option, reply,
 };
+use ironthread::net::stream::ByteStream;
 
 use crate::network;
 use crate::oracle::{Oracle, Range, SECTOR, fill};
@@ -218,12 +219,17 @@ impl Client {
         }
         let window = random.pick(&[usize::MAX, usize::MAX, usize::MAX, 4096, 100]);
         let lend = random.pick(&[usize::MAX, usize::MAX, 1000, 13]);
-        network::wire(self.slot, |wire| {
+        let moved = network::wire(self.slot, |wire| {
             wire.to_server.extend(self.outbox.drain(..part));
+            let opened = window > wire.window && wire.unsent() > 0;
             wire.window = window;
             wire.lend = lend;
+            part > 0 || opened
         });
-        network::wake(self.slot);
+        // A server that sleeps is woken by what happens on the connection, and by nothing else.
+        if moved {
+            network::wake(self.slot);
+        }
     }
 
     /// The connection ends, in order or not, with requests under way or not.

@@ -287,7 +287,8 @@ impl World {
             }
             92..94 => actions.some(self)?,
             94 => {
-                let ns = 1 << self.random.below(28);
+                // Up to 8 s: what waits for a time out meets it.
+                let ns = 1 << self.random.below(34);
                 self.pass(ns);
             }
             _ => self.pass(1000),
