@@ -15,6 +15,9 @@ use crate::life::{World, on};
 static QUIET: [AtomicU32; 9] = [const { AtomicU32::new(0) }; 9];
 const ALL: usize = 8;
 
+/// From this one on, of a hundred, the operator has a look at a disk.
+const OPERATOR: usize = 85;
+
 fn quiet(which: usize) {
     QUIET[which].fetch_add(1, Ordering::SeqCst);
 }
@@ -88,11 +91,11 @@ impl Actions {
                 let mut state = world.disks[disk].port.state();
                 state.silent = !state.silent;
             }
-            83..85 => {
+            83..OPERATOR => {
                 world.faults.reset[disk] = true;
                 world.disks[disk].port.ask_reset();
             }
-            85..90 => self.operator(world, disk),
+            OPERATOR..90 => self.operator(world, disk),
             90..93 => {
                 let sim = &world.disks[disk];
                 let capacity = sim.port.state().capacity;

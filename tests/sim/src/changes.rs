@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use ironthread::block::graph::{self, Refusal, change};
-use ironthread::block::node::throttle;
+use ironthread::block::node::{delay, error, throttle};
 use ironthread::block::throttle::{Config, Kind, Limit};
-use ironthread::block::{NodeId, throttle as limits};
+use ironthread::block::{BlockError, NodeId, throttle as limits};
 
 use crate::life::{World, on};
 
@@ -74,7 +74,7 @@ impl Changes {
                     self.refused += 1;
                 }
             }
-            4..8 => self.insert(world, node),
+            4..8 => self.insert(world, disk),
             _ => {
                 if !self.filters.is_empty() {
                     let filter = self
@@ -91,7 +91,7 @@ impl Changes {
         self.next
     }
 
-    fn insert(&mut self, world: &mut World, child: NodeId) {
+    fn insert(&mut self, world: &mut World, disk: usize) {
         let coming = self
             .under_way
             .iter()
@@ -101,19 +101,23 @@ impl Changes {
         }
         let number = self.number();
         let name = format!("filter{number}");
-        // Sometimes above what stands there already.
+        // Sometimes above what stands there already, maybe on another disk.
         let child = match self.filters.last() {
             Some(filter) if world.random.chance(1, 3) => *filter,
-            _ => child,
+            _ => world.disks[disk].disk.node(),
         };
-        let rate = 1u64 << (8 + world.random.below(10));
+        let kind = world.random.below(12);
+        let strength = 8 + world.random.below(10);
+        if kind == 11 {
+            // It fails requests of any disk, flushes too, of which the disk then knows nothing.
+            for disk in 0..world.disks.len() {
+                world.faults.reset[disk] = true;
+                world.disks[disk].port.state().faults += 1;
+            }
+        }
+        let seed = world.random.next();
         let filter = on(0, || {
-            let filter = throttle::create(&name, throttle::Options { child, group: None })?;
-            let limit = Limit {
-                avg: rate,
-                ..Limit::NONE
-            };
-            limits::configure(&name, &Config::only(Kind::OpsTotal, limit)).expect("a limit");
+            let filter = create(&name, child, kind, strength, seed)?;
             change::insert_begin(filter, child, &over, number).inspect_err(|_| {
                 let _ = graph::delete(filter);
             })?;
@@ -161,6 +165,51 @@ impl Changes {
     pub fn wind_up(&mut self) {
         for filter in std::mem::take(&mut self.filters) {
             self.remove(filter);
+        }
+    }
+}
+
+/// A filter on `child`: a throttle, a delay, or one that fails a twentieth of all requests.
+fn create(
+    name: &str,
+    child: NodeId,
+    kind: usize,
+    strength: usize,
+    seed: u64,
+) -> Result<NodeId, Refusal> {
+    match kind {
+        0..6 => {
+            let filter = throttle::create(name, throttle::Options { child, group: None })?;
+            let limit = Limit {
+                avg: 1 << strength,
+                ..Limit::NONE
+            };
+            limits::configure(name, &Config::only(Kind::OpsTotal, limit)).expect("a limit");
+            Ok(filter)
+        }
+        6..11 => {
+            let latencies = delay::Latencies {
+                read: 1 << strength,
+                write: 4 << strength,
+                flush: 2 << strength,
+            };
+            delay::create(name, delay::DelayOptions { child, latencies })
+        }
+        _ => {
+            let filter = error::create(name, child)?;
+            let when = if seed & 1 == 0 {
+                error::When::Before
+            } else {
+                error::When::After
+            };
+            let rule = error::Rule {
+                when,
+                probability: error::ALWAYS / 20,
+                seed,
+                ..error::Rule::new(BlockError::Io)
+            };
+            error::add_rule(filter, rule).expect("a rule");
+            Ok(filter)
         }
     }
 }
