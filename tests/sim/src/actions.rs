@@ -4,14 +4,15 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ironthread::aio::Callback;
-use ironthread::block::{self, DiskState, ResetOutcome};
+use ironthread::block::graph::drain;
+use ironthread::block::{self, DiskState, NodeId, ResetOutcome};
 use ironthread::export::{self, RemoveMode, nbd};
 
 use crate::changes::Changes;
 use crate::device::SECTORS;
 use crate::life::{World, on};
 
-/// Sections that have become quiet: of each export's backend, and last of everything.
+/// Sections that have become quiet: of each export's backend, of each disk's node, and last of everything.
 static QUIET: [AtomicU32; 9] = [const { AtomicU32::new(0) }; 9];
 const ALL: usize = 8;
 
@@ -22,7 +23,7 @@ fn quiet(which: usize) {
     QUIET[which].fetch_add(1, Ordering::SeqCst);
 }
 
-/// Drained sections on one backend, or on all.
+/// Drained sections on one backend or node, or on all.
 #[derive(Clone, Copy, Default)]
 struct Sections {
     begun: u32,
@@ -37,11 +38,17 @@ pub struct Actions {
     winding_up: bool,
 }
 
+/// The node on which section number `n` is.
+fn node(world: &World, n: usize) -> NodeId {
+    world.disks[n - world.exports.len()].disk.node()
+}
+
 impl Actions {
     pub fn new(world: &World) -> Self {
-        assert!(world.exports.len() <= ALL);
+        let sections = world.exports.len() + world.disks.len();
+        assert!(sections <= ALL);
         Self {
-            sections: vec![Sections::default(); world.exports.len()],
+            sections: vec![Sections::default(); sections],
             all: Sections::default(),
             changes: Changes::default(),
             winding_up: false,
@@ -73,13 +80,18 @@ impl Actions {
         }
         let export = world.random.below(world.exports.len());
         let disk = world.random.below(world.disks.len());
-        let what = world.random.below(100);
+        let section = world.random.below(self.sections.len());
+        let mut what = world.random.below(100);
+        let ill = world.disks[disk].disk.state() != DiskState::Online;
+        if ill && world.random.chance(1, 2) {
+            what = OPERATOR;
+        }
         world
             .trace
             .note("action", [what as u64, export as u64, disk as u64, 0]);
         match what {
-            0..17 => self.begin(world, export),
-            17..40 => self.end(world, export),
+            0..17 => self.begin(world, section),
+            17..40 => self.end(world, section),
             40..44 => self.begin_all(),
             44..54 => self.end_all(),
             54..76 => self.changes.some(world),
@@ -110,19 +122,26 @@ impl Actions {
         Ok(())
     }
 
-    fn begin(&mut self, world: &mut World, export: usize) {
-        let backend = world.exports[export].backend;
-        if self.sections[export].begun - self.sections[export].ended < 3 {
-            on(0, || backend.drain_begin(Callback::new(&quiet, export))).expect("a section begins");
-            self.sections[export].begun += 1;
+    fn begin(&mut self, world: &mut World, n: usize) {
+        if self.sections[n].begun - self.sections[n].ended < 3 {
+            let done = Callback::new(&quiet, n);
+            let begun = on(0, || match world.exports.get(n) {
+                Some(export) => export.backend.drain_begin(done),
+                None => drain::drain_begin(node(world, n), done),
+            });
+            begun.expect("a section begins");
+            self.sections[n].begun += 1;
         }
     }
 
     /// Ends a section that has been quiet.
-    fn end(&mut self, world: &mut World, export: usize) {
-        if QUIET[export].load(Ordering::SeqCst) > self.sections[export].ended {
-            self.sections[export].ended += 1;
-            on(0, || world.exports[export].backend.drain_end());
+    fn end(&mut self, world: &mut World, n: usize) {
+        if QUIET[n].load(Ordering::SeqCst) > self.sections[n].ended {
+            self.sections[n].ended += 1;
+            on(0, || match world.exports.get(n) {
+                Some(export) => export.backend.drain_end(),
+                None => drain::drain_end(node(world, n)),
+            });
         }
     }
 
@@ -212,7 +231,7 @@ impl Actions {
     /// Towards the end: sections that are quiet end, exports come back, disks are reset.
     pub fn wind_up(&mut self, world: &mut World) {
         self.winding_up = true;
-        for n in 0..world.exports.len() {
+        for n in 0..self.sections.len() {
             self.end(world, n);
         }
         self.end_all();
