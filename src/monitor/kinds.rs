@@ -8,7 +8,7 @@ use heapless::{String, Vec};
 use super::commands::{Refusal, Words};
 use super::format::parse_size;
 use crate::block::node::error::{self, Operations, Rule, When};
-use crate::block::node::{concat, delay, null, partition, ram, throttle};
+use crate::block::node::{concat, delay, null, partition, ram, throttle, verify};
 use crate::block::throttle::{Config, Kind as Limited, Limit, configure, group_config};
 use crate::block::{BlockError, NodeId, graph, partitions};
 use crate::config::MAX_CHILDREN;
@@ -92,6 +92,7 @@ const KINDS: &[Kind] = &[
         "throttle: child=NODE [group=NAME] [LIMITS, as for the command 'throttle']",
         throttle_node,
     ),
+    kind("verify", "verify: child=NODE with=NODE", verify_node),
 ];
 
 /// How `throttle` is used.
@@ -284,6 +285,13 @@ fn concat_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, W
         children.push(node_called(child)?).ok()?;
     }
     made(concat::create(name, &children))
+}
+
+fn verify_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    let first = options.child("child")?;
+    let second = options.child("with")?;
+    let children = [first, second];
+    made(verify::create(name, verify::Options { children }))
 }
 
 fn latencies(options: &mut Options<'_>) -> Option<delay::Latencies> {
