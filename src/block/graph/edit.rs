@@ -130,7 +130,9 @@ fn agree(place: u16) -> Result<(), Refusal> {
     for_each_above(place, |one, edge| {
         for_each_above(place, |other, against| {
             let over = edge.permissions.denied_by(against.permissions);
-            if one != other && !over.is_empty() && refusal.is_none() {
+            // A parent with several ways to the node does not stand in its own way.
+            let others = one != other && edge.parent != against.parent;
+            if others && !over.is_empty() && refusal.is_none() {
                 let with = name_of(against.parent);
                 refusal = Some(refuse_at(place, Reason::Conflict { with, over }));
             }
