@@ -26,6 +26,7 @@ pub(crate) use report::report_slow;
 pub use report::{DrainState, for_each_section};
 
 use super::backend::{self, Backend, BackendListener, LISTENERS};
+use super::node::throttle;
 use super::{BlockError, core_state, graph, watch};
 use crate::aio::{self, BottomHalf, Callback};
 use crate::arch::{self, CoreId};
@@ -195,6 +196,7 @@ pub(crate) fn deleted(backend: &'static Backend) {
         section.waiters.clear();
         section.listeners.clear();
     });
+    throttle::users_changed();
 }
 
 fn advance_all(_: usize) {
@@ -336,6 +338,7 @@ impl Backend {
         })?;
         if first {
             for_each_listener(self, |listener| listener.drained_begin(self));
+            throttle::users_changed();
         }
         kick();
         Ok(())
@@ -359,6 +362,7 @@ impl Backend {
             section.count == 0
         });
         if last {
+            throttle::users_changed();
             set_gate(self, false);
             for_each_listener(self, |listener| listener.drained_end(self));
         }

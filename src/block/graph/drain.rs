@@ -129,6 +129,30 @@ pub(super) fn quiet_at(place: u16) -> bool {
     quiet_upwards(place, &mut seen)
 }
 
+/// Whether a backend above the node is in a drained section, of its own or through an edge. Main loop only.
+pub(crate) fn user_drains(id: NodeId) -> bool {
+    let mut seen = 0u64;
+    with(|graph| graph.place(id)).is_some_and(|place| drains_upwards(place, &mut seen))
+}
+
+fn drains_upwards(place: u16, seen: &mut u64) -> bool {
+    if *seen & (1 << place) != 0 {
+        return false;
+    }
+    *seen |= 1 << place;
+    let mut drains = false;
+    for_each_above(place, |_, edge| {
+        drains = drains
+            || match edge.parent {
+                Parent::Node(parent) => drains_upwards(parent, seen),
+                Parent::Backend(index) => {
+                    backend::backend(usize::from(index)).is_some_and(|b| b.quiesce_count() > 0)
+                }
+            };
+    });
+    drains
+}
+
 fn quiet_upwards(place: u16, seen: &mut u64) -> bool {
     if *seen & (1 << place) != 0 {
         return true;

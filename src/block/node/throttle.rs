@@ -1,7 +1,8 @@
 //! The throttle node: lets requests through to its child as fast as the limits of its group allow.
 //!
 //! It works in its context's core, where its timers are: requests of other cores cross, unless the group limits nothing. Flushes
-//! are never held up. What is held up goes at once when a drained section begins, and nothing is held up inside one (DRN-6).
+//! are never held up. What is held up goes at once when a drained section begins, on the node or on a backend above it, and nothing
+//! is held up inside one (DRN-6).
 //!
 //! The limits are the group's ([`throttle`](crate::block::throttle)): several nodes that name one share them. A node without one
 //! has a group of its own name.
@@ -18,6 +19,7 @@ use crate::block::throttle::group::{self, Group, Waiter};
 use crate::block::throttle::{Direction, Timers};
 use crate::block::{BlockError, Request, core_state};
 use crate::config::THROTTLES;
+use crate::sync::IrqLock;
 
 /// What a throttle node is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +39,16 @@ pub struct Throttle {
     /// Its group's place, plus one; 0: none.
     group: AtomicU32,
     home: AtomicU32,
+    id: IrqLock<Option<NodeId>>,
+    /// In a drained section; below a backend that is in one. Each suspends the limits.
+    drained: AtomicBool,
+    hurried: AtomicBool,
     links: [Link; 1],
     timers: Timers,
 }
+
+/// Instances taken: mostly none, and then a drained section asks nobody.
+static TAKEN: AtomicU32 = AtomicU32::new(0);
 
 static ARENA: [Throttle; THROTTLES] = [const { Throttle::new() }; THROTTLES];
 
@@ -54,6 +63,7 @@ pub fn create(name: &str, options: Options<'_>) -> Result<NodeId, Refusal> {
         .enumerate()
         .find(|(_, throttle)| !throttle.taken.swap(true, Ordering::AcqRel))
         .ok_or_else(|| Refusal::new(name, Reason::NoRoom("throttle nodes")))?;
+    TAKEN.fetch_add(1, Ordering::Relaxed);
     let prepared = (|| {
         let group = group::join(options.group.unwrap_or(name), index, throttle)?;
         throttle.index.store(index as u32, Ordering::Relaxed);
@@ -70,11 +80,28 @@ pub fn create(name: &str, options: Options<'_>) -> Result<NodeId, Refusal> {
         return Err(refuse(error));
     }
     let id = graph::add(name, throttle).inspect_err(|_| throttle.release())?;
+    *throttle.id.lock() = Some(id);
     // From here on, deleting the node releases it.
     graph::attach(id, 0, options.child).inspect_err(|_| {
         let _ = graph::delete(id);
     })?;
     Ok(id)
+}
+
+/// A drained section has begun or ended on a backend: nothing is held up below one that drains. Main loop only.
+pub(crate) fn users_changed() {
+    if TAKEN.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    for throttle in &ARENA {
+        if !throttle.taken.load(Ordering::Relaxed) {
+            continue;
+        }
+        let id = *throttle.id.lock();
+        if let Some(id) = id {
+            throttle.suspend_for(&throttle.hurried, graph::drain::user_drains(id));
+        }
+    }
 }
 
 /// The group of the throttle node that `driver` is, or `None` for another kind of node.
@@ -105,6 +132,9 @@ impl Throttle {
             index: AtomicU32::new(0),
             group: AtomicU32::new(0),
             home: AtomicU32::new(0),
+            id: IrqLock::new(None),
+            drained: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
             links: [Link::new()],
             timers: Timers::new(),
         }
@@ -122,6 +152,21 @@ impl Throttle {
 
     fn home(&self) -> CoreId {
         self.home.load(Ordering::Relaxed) as CoreId
+    }
+
+    /// Sets one of the two reasons to suspend the limits. Main loop only.
+    fn suspend_for(&self, reason: &AtomicBool, on: bool) {
+        let suspended =
+            || self.drained.load(Ordering::Relaxed) || self.hurried.load(Ordering::Relaxed);
+        let before = suspended();
+        reason.store(on, Ordering::Relaxed);
+        if let Some(group) = self.group() {
+            match (before, suspended()) {
+                (false, true) => group.suspend(self.index()),
+                (true, false) => group.resume(self.index()),
+                _ => {}
+            }
+        }
     }
 
     /// A request that is under the limits.
@@ -195,15 +240,11 @@ impl NodeDriver for Throttle {
     }
 
     fn drain_begin(&'static self) {
-        if let Some(group) = self.group() {
-            group.suspend(self.index());
-        }
+        self.suspend_for(&self.drained, true);
     }
 
     fn drain_end(&'static self) {
-        if let Some(group) = self.group() {
-            group.resume(self.index());
-        }
+        self.suspend_for(&self.drained, false);
     }
 
     fn check_context(&'static self, core: CoreId) -> Result<(), BlockError> {
@@ -229,9 +270,13 @@ impl NodeDriver for Throttle {
         if let Some(group) = self.group() {
             group.leave(self.index());
         }
+        *self.id.lock() = None;
         self.group.store(0, Ordering::Relaxed);
+        self.drained.store(false, Ordering::Relaxed);
+        self.hurried.store(false, Ordering::Relaxed);
         self.timers.detach();
         self.timers.cancel_reserved();
+        TAKEN.fetch_sub(1, Ordering::Relaxed);
         self.taken.store(false, Ordering::Release);
     }
 }

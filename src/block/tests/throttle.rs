@@ -266,6 +266,50 @@ fn stream_under_throttle_drn_6_a_drain_lets_all_that_waits_go() {
 }
 
 #[test]
+fn drn_6_a_drain_of_a_backend_alone_lets_go_what_waits_below_it() {
+    let mut rig = rig(2);
+    let t = throttled(&mut rig, "alone");
+    limit("alone", Kind::OpsTotal, Limit::average(1));
+    t.device.set_automatic(true);
+    let beside = rig.backend(t.node);
+    for n in 0..20 {
+        submit(1, t.backend, read(0, 512), n);
+        submit(1, beside, read(0, 512), 100 + n);
+    }
+    rig.settle();
+    let before = results().len();
+    assert!(before <= 2);
+    rig.drain(t.backend);
+    assert!(rig.quiet(t.backend), "no time has passed");
+    assert_eq!(results().len(), 40 - before);
+    // Two sections on two backends: the limits hold when both are over.
+    rig.drain(beside);
+    rig.undrain(t.backend);
+    submit(1, t.backend, read(0, 512), 200);
+    rig.settle();
+    assert_eq!(results().len(), 1);
+    rig.undrain(beside);
+    submit(1, t.backend, read(0, 512), 201);
+    rig.settle();
+    assert_eq!(results().len(), 0, "they hold again");
+    wait(&rig, 60_000 * MS);
+    assert_eq!(results().len(), 1);
+    // A backend that goes ends its section.
+    rig.drain(beside);
+    on(0, || beside.delete()).unwrap();
+    rig.opened.retain(|one| !core::ptr::eq(*one, beside));
+    for n in 0..5 {
+        submit(1, t.backend, read(0, 512), n);
+    }
+    rig.settle();
+    assert!(results().len() <= 2);
+    rig.drain(t.backend);
+    rig.undrain(t.backend);
+    rig.finish();
+    free("alone");
+}
+
+#[test]
 fn drn_6_limits_are_suspended_inside_a_section() {
     let mut rig = rig(2);
     let t = throttled(&mut rig, "inside");
