@@ -414,7 +414,8 @@ impl Backend {
         let core = request.home;
         let per_core = self.cores.get(core);
         // Counted before anything can see it (DRN-25); nothing is dropped on any path below.
-        request.token = Some(InFlight::new(self, &request));
+        let token = InFlight::new(self, &request);
+        request.begin(token);
         match per_core.gate.with(|gate| (gate.parking, gate.root)) {
             (false, Some(root)) => self.admit(request, root),
             _ => self.submit_slowly(request),
@@ -490,7 +491,7 @@ impl Backend {
             request.offset = start;
             request.len = (end & !mask).saturating_sub(start);
         }
-        if !request.data_fits() {
+        if operation.has_data() && !request.data_fits() {
             return Verdict::Done(Err(BlockError::Invalid));
         }
         if request.len == 0 {

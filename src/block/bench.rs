@@ -331,46 +331,75 @@ fn bare(disk: &'static Disk, plan: &Plan, done: Callback) {
     publish(report, Some(done));
 }
 
-/// Sends `request` out once more. `false`: the run is over and the request was let go.
-fn next(mut request: Request) -> bool {
-    let now = turn_ns(request.home());
-    let stopped = STOP.load(Ordering::Relaxed);
-    let target = RUNS.get(request.home()).with(|run| {
-        let plan = run.plan?;
+impl Run {
+    /// What the next request does, if there is one.
+    #[inline(always)]
+    fn take_next(
+        &mut self,
+        now: u64,
+        stopped: bool,
+    ) -> Option<(&'static Backend, Operation, u64, u32)> {
+        let plan = self.plan.as_ref()?;
         if stopped
-            || (plan.count != 0 && run.submitted >= plan.count)
-            || now.saturating_sub(run.started_ns) >= plan.duration_ns
+            || (plan.count != 0 && self.submitted >= plan.count)
+            || now.saturating_sub(self.started_ns) >= plan.duration_ns
         {
             return None;
         }
-        run.submitted += 1;
-        run.in_flight += 1;
-        Some((plan, run.offsets.next_offset()))
-    });
-    let Some((plan, offset)) = target else {
+        self.submitted += 1;
+        self.in_flight += 1;
+        Some((
+            plan.backend,
+            plan.operation,
+            self.offsets.next_offset(),
+            plan.block,
+        ))
+    }
+}
+
+/// Sends `request` out once more. `false`: the run is over and the request was let go.
+fn next(request: Request) -> bool {
+    let now = turn_ns(request.home());
+    let stopped = STOP.load(Ordering::Relaxed);
+    let target = RUNS
+        .get(request.home())
+        .with(|run| run.take_next(now, stopped));
+    send(request, now, target)
+}
+
+#[inline(always)]
+fn send(
+    mut request: Request,
+    now: u64,
+    target: Option<(&'static Backend, Operation, u64, u32)>,
+) -> bool {
+    let Some((backend, operation, offset, block)) = target else {
         return false;
     };
-    request.reuse(plan.operation, offset, u64::from(plan.block));
+    request.reuse(operation, offset, u64::from(block));
     request.user[0] = now;
-    plan.backend.submit(request);
+    backend.submit(request);
     true
 }
 
 fn completed(request: Request) {
     let core = request.home();
-    let latency = turn_ns(core).saturating_sub(request.user[0]);
+    let now = turn_ns(core);
+    let latency = now.saturating_sub(request.user[0]);
     let failed = request.result.is_err();
-    RUNS.get(core).with(|run| {
-        run.in_flight -= 1;
-        run.report.requests += 1;
-        run.report.errors += u64::from(failed);
-        run.histogram.add(latency);
-    });
     // A device that fails everything at once must not keep the loop busy for the whole run.
     if failed {
         stop();
     }
-    if !next(request) && RUNS.get(core).with(|run| run.in_flight == 0) {
+    let stopped = STOP.load(Ordering::Relaxed);
+    let target = RUNS.get(core).with(|run| {
+        run.in_flight -= 1;
+        run.report.requests += 1;
+        run.report.errors += u64::from(failed);
+        run.histogram.add(latency);
+        run.take_next(now, stopped)
+    });
+    if !send(request, now, target) && RUNS.get(core).with(|run| run.in_flight == 0) {
         finish(core);
     }
 }

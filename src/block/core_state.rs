@@ -223,33 +223,43 @@ pub(crate) fn usage(core: CoreId) -> (usize, usize) {
 /// Sends a request towards `target`: up or down, as its direction says.
 #[inline]
 pub(crate) fn deliver(target: CoreId, request: Request) {
-    match arch::current_core() {
-        Some(core) if core == target => {
-            let first = LISTS.get(core).with(|lists| {
-                let first = lists.finished.is_empty();
-                lists.finished.push(request);
-                if first { lists.bottom_half } else { None }
-            });
-            if let Some(bottom_half) = first {
-                bottom_half.schedule();
-            }
-        }
-        Some(core) => {
-            let hook = LISTS.get(core).with(|lists| {
-                lists.outgoing[target].push(request);
-                lists.targets |= 1 << target;
-                lists.hook
-            });
-            match hook {
-                Some(hook) => hook.arm(),
-                None => send(core),
-            }
-        }
-        None => {
-            let mut queue = RequestQueue::new();
-            queue.push(request);
-            post(target, &mut queue);
-        }
+    if arch::current_core() != Some(target) {
+        return deliver_elsewhere(target, request);
+    }
+    let first = LISTS.get(target).with(|lists| {
+        let first = lists.finished.is_empty();
+        lists.finished.push(request);
+        first
+    });
+    if first {
+        wake(target);
+    }
+}
+
+/// Schedules the bottom half of `core`, this one: once a batch.
+#[inline(never)]
+fn wake(core: CoreId) {
+    let bottom_half = LISTS.get(core).with(|lists| lists.bottom_half);
+    if let Some(bottom_half) = bottom_half {
+        bottom_half.schedule();
+    }
+}
+
+#[inline(never)]
+fn deliver_elsewhere(target: CoreId, request: Request) {
+    let Some(core) = arch::current_core() else {
+        let mut queue = RequestQueue::new();
+        queue.push(request);
+        return post(target, &mut queue);
+    };
+    let hook = LISTS.get(core).with(|lists| {
+        lists.outgoing[target].push(request);
+        lists.targets |= 1 << target;
+        lists.hook
+    });
+    match hook {
+        Some(hook) => hook.arm(),
+        None => send(core),
     }
 }
 

@@ -130,10 +130,11 @@ impl RequestRecord {
         }
     }
 
-    /// Whether the segments are inside their buffers and add up to `len`.
+    /// Whether the segments are inside their buffers and add up to `len`; for a read or write.
     pub(crate) fn data_fits(&self) -> bool {
-        if !self.operation.has_data() {
-            return true;
+        if let [segment] = self.segments.as_slice() {
+            let end = u64::from(segment.start) + u64::from(segment.len);
+            return end <= segment.buffer.len() as u64 && u64::from(segment.len) == self.len;
         }
         let mut sum = 0u64;
         for segment in &self.segments {

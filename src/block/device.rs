@@ -5,8 +5,11 @@
 //! ordering, error latching and accounting are the disk node's ([`node::disk`](super::node::disk)).
 #![forbid(unsafe_code)]
 
+use core::sync::atomic::AtomicU8;
+
 use super::{BlockError, Request};
 use crate::arch::CoreId;
+use crate::config::MAX_CORES;
 use crate::sync::Buffer;
 
 bitflags::bitflags! {
@@ -175,6 +178,9 @@ pub struct BareReport {
     pub elapsed_ns: u64,
 }
 
+/// For each core, the core whose queue serves it.
+pub type Owners = [AtomicU8; MAX_CORES];
+
 /// What [`BlockDevice::submitter`] says while there is no such core.
 pub const NO_CORE: CoreId = CoreId::MAX;
 
@@ -195,6 +201,11 @@ pub trait BlockDevice: Sync {
     /// The core whose queue serves requests from `core`; `core` itself when it has its own queue. Constant while requests
     /// are in flight. [`NO_CORE`] while the device moves to another home.
     fn submitter(&self, core: CoreId) -> CoreId;
+
+    /// The same as a table that always says it, for who asks often; a value that is no core: [`NO_CORE`].
+    fn owners(&'static self) -> Option<&'static Owners> {
+        None
+    }
 
     /// Puts a request before the device; called only on the core that [`submitter`](Self::submitter) names.
     ///

@@ -9,8 +9,7 @@ use super::accounting::Counters;
 use super::backend::{Backend, NO_PARKING};
 use super::node::NodeDriver;
 use super::request::{RequestRecord, complete};
-use super::token::InFlight;
-use super::{BlockError, Request, RequestQueue, core_state, drain};
+use super::{BlockError, Request, RequestQueue, drain};
 use crate::arch::CoreId;
 use crate::sync::HomeCell;
 
@@ -56,6 +55,38 @@ impl PerCore {
     }
 }
 
+impl PerCore {
+    #[inline]
+    pub(super) fn count_up(&self) {
+        let count = self.in_flight.load(Ordering::Relaxed) + 1;
+        self.in_flight.store(count, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn count_down(&self) {
+        let left = self.in_flight.load(Ordering::Relaxed).wrapping_sub(1);
+        self.in_flight.store(left, Ordering::Relaxed);
+        if left == 0 && self.owes.load(Ordering::Relaxed) != 0 {
+            self.answer();
+        }
+    }
+
+    #[inline]
+    pub(super) fn account(&self, record: &RequestRecord, latency_ns: u64) {
+        self.counters
+            .book(record.operation, record.len, record.result);
+        self.counters.book_latency(latency_ns);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn answer(&self) {
+        let generation = self.owes.swap(0, Ordering::Relaxed);
+        self.answered.store(generation, Ordering::Release);
+        drain::kick();
+    }
+}
+
 impl Backend {
     /// In a drained section, or for the first time since the root may have changed.
     #[cold]
@@ -65,7 +96,7 @@ impl Backend {
         self.apply_gate(request.home);
         let parking = per_core.gate.with(|gate| gate.parking);
         if parking && self.flags.load(Ordering::Relaxed) & NO_PARKING == 0 {
-            request.queued = request.token.take().map(InFlight::park);
+            request.queued = request.token.take().map(|token| token.park(self, &request));
             return per_core.gate.with(|gate| gate.parked.push(request));
         }
         self.admit_at_root(request);
@@ -95,43 +126,12 @@ impl Backend {
         Some((root, cost))
     }
 
-    #[inline]
-    pub(crate) fn count_up(&self, core: CoreId) {
-        let counter = &self.cores.get(core).in_flight;
-        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn count_down(&'static self, core: CoreId) {
-        let per_core = self.cores.get(core);
-        let left = per_core.in_flight.load(Ordering::Relaxed).wrapping_sub(1);
-        per_core.in_flight.store(left, Ordering::Relaxed);
-        if left == 0 && per_core.owes.load(Ordering::Relaxed) != 0 {
-            self.answer(core);
-        }
-    }
-
     pub(crate) fn parked_up(&self, core: CoreId) {
         self.cores.get(core).parked.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn parked_down(&self, core: CoreId) {
         self.cores.get(core).parked.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn account(&self, core: CoreId, record: &RequestRecord, started_ns: u64) {
-        let counters = &self.cores.get(core).counters;
-        counters.book(record.operation, record.len, record.result);
-        counters.book_latency(core_state::turn_ns(core).saturating_sub(started_ns));
-    }
-
-    #[cold]
-    fn answer(&'static self, core: CoreId) {
-        let per_core = self.cores.get(core);
-        let generation = per_core.owes.swap(0, Ordering::Relaxed);
-        per_core.answered.store(generation, Ordering::Release);
-        drain::kick();
     }
 
     /// Brings this core's gate to what the main loop wants: parks, and answers when nothing is in flight; or opens, and lets go
@@ -158,7 +158,7 @@ impl Backend {
         if parking {
             per_core.owes.store(generation, Ordering::Relaxed);
             if per_core.in_flight.load(Ordering::Relaxed) == 0 {
-                self.answer(core);
+                per_core.answer();
             }
             return;
         }

@@ -38,6 +38,7 @@ pub mod drain;
 pub mod error;
 mod gate;
 pub mod graph;
+pub mod mapping;
 pub mod node;
 mod operation;
 pub mod partitions;

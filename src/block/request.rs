@@ -27,7 +27,7 @@ use super::token::{InFlight, Queued};
 use crate::aio::BottomHalf;
 use crate::arch::{self, CoreId};
 use crate::config::{MAX_DEPTH, MAX_SEGMENTS};
-use crate::sync::PoolBox;
+use crate::sync::{PoolBox, Recycle, Recycled};
 
 /// What is called with the finished request, on [`home`](RequestRecord::home).
 pub type Completion = &'static (dyn Fn(Request) + Sync);
@@ -136,6 +136,18 @@ impl RequestRecord {
         self.home
     }
 
+    /// Gives it the token with which it counts as being worked on.
+    #[inline]
+    pub(crate) fn begin(&mut self, token: InFlight) {
+        let before = self.token.replace(token);
+        debug_assert!(
+            before.is_none(),
+            "a request that is under way was submitted"
+        );
+        // There is none; said so, nothing need be dropped on the path of every request.
+        core::mem::forget(before);
+    }
+
     /// Pushes a frame with the present window. `false`: the stack is full, which a graph checked at construction never causes.
     #[must_use]
     #[inline]
@@ -206,14 +218,13 @@ impl RequestRecord {
 /// travelling is a bug, reported in debug builds, and still returns its token.
 #[must_use = "a request that is dropped is never answered"]
 pub struct Request {
-    /// `None` only inside `drop`.
-    record: Option<PoolBox<RequestRecord>>,
+    record: Recycled<RequestRecord>,
 }
 
 impl Request {
     pub(crate) fn from_record(record: PoolBox<RequestRecord>) -> Self {
         Self {
-            record: Some(record),
+            record: Recycled::new(record),
         }
     }
 
@@ -243,28 +254,20 @@ impl Deref for Request {
 
     #[inline]
     fn deref(&self) -> &RequestRecord {
-        match &self.record {
-            Some(record) => record,
-            None => unreachable!("only drop empties a request"),
-        }
+        &self.record
     }
 }
 
 impl DerefMut for Request {
     #[inline]
     fn deref_mut(&mut self) -> &mut RequestRecord {
-        match &mut self.record {
-            Some(record) => record,
-            None => unreachable!("only drop empties a request"),
-        }
+        &mut self.record
     }
 }
 
-impl Drop for Request {
-    fn drop(&mut self) {
-        let Some(mut record) = self.record.take() else {
-            return;
-        };
+impl Recycle for RequestRecord {
+    #[inline(never)]
+    fn recycle(mut record: PoolBox<Self>) {
         debug_assert!(
             (record.token.is_none() && record.queued.is_none() && record.spares.is_none())
                 || super::unwinding(),
@@ -307,6 +310,7 @@ pub fn wait_for_request(waiter: BottomHalf) {
 
 /// Answers a request: hands it up to the nodes it passed and at last to its completion, each on the core where it belongs,
 /// later, from a bottom half. For devices and nodes, on any core; exactly once a submission.
+#[inline]
 pub fn complete(mut request: Request, result: Result<(), BlockError>) {
     request.result = result;
     request.direction = Direction::Up;

@@ -10,8 +10,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::gate::PerCore;
 use super::request::RequestRecord;
-use super::{Backend, Operation, Request, core_state, watch};
+use super::{Backend, Operation, Request, backend, core_state, watch};
 use crate::arch::CoreId;
 use crate::config::{MAX_CORES, REQUESTS_PER_CORE};
 use crate::sync::{CachePadded, CoreArray};
@@ -39,12 +40,11 @@ static TABLE: CoreArray<[Entry; REQUESTS_PER_CORE]> = CoreArray::new(
     }; MAX_CORES],
 );
 
-/// A request that is being worked on.
+/// A request that is being worked on: its places in its core's part of the backend and in the table.
 #[must_use = "dropping the token ends the request's count"]
 pub(crate) struct InFlight {
-    backend: &'static Backend,
-    core: u16,
-    slot: u16,
+    per_core: &'static PerCore,
+    entry: &'static Entry,
     started_ns: u64,
 }
 
@@ -60,59 +60,60 @@ impl InFlight {
     #[inline]
     pub(crate) fn new(backend: &'static Backend, request: &Request) -> Self {
         let core = request.home;
-        let slot = request.index();
-        backend.count_up(core);
+        let per_core = backend.cores.get(core);
+        per_core.count_up();
         let what = LIVE
             | (backend.index() as u64) << 40
             | (request.operation.index() as u64) << 32
             | u64::from(watch::tick());
-        let entry = &TABLE.get(core)[slot];
+        let entry = &TABLE.get(core)[request.index()];
         entry.offset.store(request.offset, Ordering::Relaxed);
         entry.what.store(what, Ordering::Relaxed);
         Self {
-            backend,
-            core: core as u16,
-            slot: slot as u16,
+            per_core,
+            entry,
             started_ns: core_state::turn_ns(core),
         }
     }
 
-    /// Ends the count while the request waits for the end of a drain. `parked` has been made before, so that the request is
-    /// never without a token.
-    pub(crate) fn park(self) -> Queued {
-        Queued::new(self.backend, self.core as CoreId)
+    /// Ends the count while `request` waits for the end of a drain. The other token is made before, so that it is never
+    /// without one.
+    pub(crate) fn park(self, backend: &'static Backend, request: &Request) -> Queued {
+        Queued::new(backend, request.home)
     }
 
     /// Whose count it is.
     pub(crate) fn backend(&self) -> &'static Backend {
-        self.backend
+        let index = self.entry.what.load(Ordering::Relaxed) >> 40 & 0xff;
+        &backend::arena()[index as usize]
     }
 
-    /// Notes that the request is with disk number `disk`.
+    /// Notes that the request is with the disk of which `mark` is the [`disk_mark`].
     #[inline]
-    pub(crate) fn at_disk(&self, disk: usize) {
-        let entry = &TABLE.get(self.core as CoreId)[self.slot as usize].what;
-        entry.store(
-            entry.load(Ordering::Relaxed) | (disk as u64 + 1) << 48,
-            Ordering::Relaxed,
-        );
+    pub(crate) fn at_disk(&self, mark: u64) {
+        let what = &self.entry.what;
+        what.store(what.load(Ordering::Relaxed) | mark, Ordering::Relaxed);
     }
 
     /// Books the finished request.
     #[inline]
     pub(crate) fn account(&self, record: &RequestRecord) {
-        self.backend
-            .account(self.core as CoreId, record, self.started_ns);
+        let now = core_state::turn_ns(record.home);
+        self.per_core
+            .account(record, now.saturating_sub(self.started_ns));
     }
+}
+
+/// How the table says that disk number `disk` has a request.
+pub(crate) const fn disk_mark(disk: usize) -> u64 {
+    (disk as u64 + 1) << 48
 }
 
 impl Drop for InFlight {
     #[inline]
     fn drop(&mut self) {
-        TABLE.get(self.core as CoreId)[self.slot as usize]
-            .what
-            .store(0, Ordering::Relaxed);
-        self.backend.count_down(self.core as CoreId);
+        self.entry.what.store(0, Ordering::Relaxed);
+        self.per_core.count_down();
     }
 }
 

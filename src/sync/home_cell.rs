@@ -75,10 +75,11 @@ impl<T> HomeCell<T> {
     /// On a core that is not its home, and while it is borrowed: both are bugs of ours.
     #[inline(always)]
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        match self.try_with(f) {
-            Some(result) => result,
-            None => panic!("a home cell was borrowed inside its own borrow"),
+        self.check_home();
+        if self.borrowed.load(Ordering::Acquire) {
+            borrowed_twice();
         }
+        self.lend(f)
     }
 
     /// Lends the value to `f`, or returns `None` while it is borrowed.
@@ -87,21 +88,32 @@ impl<T> HomeCell<T> {
     /// On a core that is not its home.
     #[inline(always)]
     pub fn try_with<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+        self.check_home();
+        if self.borrowed.load(Ordering::Acquire) {
+            return None;
+        }
+        Some(self.lend(f))
+    }
+
+    #[inline(always)]
+    fn check_home(&self) {
         let home = self.home.load(Ordering::Relaxed);
         if arch::current_core().is_none_or(|core| core + 1 != home) {
             self.foreign(home);
         }
-        // Only this core gets here, so load and store need not be one step: an interrupt handler between them takes
-        // and gives back the borrow before this code goes on.
-        if self.borrowed.load(Ordering::Acquire) {
-            return None;
-        }
+    }
+
+    /// After `check_home`, with `borrowed` clear.
+    #[inline(always)]
+    fn lend<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        // Only this core gets here, so the look at `borrowed` and this store need not be one step: an interrupt handler
+        // between them takes and gives back the borrow before this code goes on.
         self.borrowed.store(true, Ordering::Relaxed);
         core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
         let _borrow = Borrow(&self.borrowed);
-        // SAFETY: we run on the home core (checked above) and `borrowed` was clear, so no other reference to the
-        // value exists until `_borrow` is dropped.
-        Some(f(unsafe { &mut *self.value.get() }))
+        // SAFETY: both callers have seen that we run on the home core and that `borrowed` was clear, so no other
+        // reference to the value exists until `_borrow` is dropped.
+        f(unsafe { &mut *self.value.get() })
     }
 
     #[cold]
@@ -118,4 +130,10 @@ impl<T> HomeCell<T> {
             ),
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn borrowed_twice() -> ! {
+    panic!("a home cell was borrowed inside its own borrow")
 }

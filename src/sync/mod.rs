@@ -35,5 +35,5 @@ pub use index_stack::IndexStack;
 pub use irq_lock::{IrqLock, IrqLockGuard};
 pub(crate) use lock::held_on;
 pub use lock::{ContextLock, caller_levels};
-pub use pool::{Pool, PoolBox};
+pub use pool::{Pool, PoolBox, Recycle, Recycled};
 pub use static_ref::StaticRef;

@@ -193,6 +193,47 @@ impl<T> Drop for PoolBox<T> {
     }
 }
 
+/// What is done with a record whose [`Recycled`] owner lets it go, instead of freeing it.
+pub trait Recycle: Sized + 'static {
+    /// Takes the record over.
+    fn recycle(record: PoolBox<Self>);
+}
+
+/// A [`PoolBox`] that is handed to [`Recycle::recycle`] when it is dropped.
+pub struct Recycled<T: Recycle>(ManuallyDrop<PoolBox<T>>);
+
+impl<T: Recycle> Recycled<T> {
+    /// Takes `record`.
+    #[inline]
+    pub const fn new(record: PoolBox<T>) -> Self {
+        Self(ManuallyDrop::new(record))
+    }
+}
+
+impl<T: Recycle> Deref for Recycled<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Recycle> DerefMut for Recycled<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl<T: Recycle> Drop for Recycled<T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: taken here only, once: nobody reaches the field after its drop.
+        T::recycle(unsafe { ManuallyDrop::take(&mut self.0) });
+    }
+}
+
 impl<T: fmt::Debug> fmt::Debug for PoolBox<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)

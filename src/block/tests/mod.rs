@@ -11,6 +11,7 @@ mod moves;
 mod nodes;
 mod paths;
 mod pool;
+mod queues;
 mod scans;
 mod spares;
 mod tables;

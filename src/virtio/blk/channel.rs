@@ -115,6 +115,15 @@ impl Channel {
         unsafe { self.requests.add(usize::from(head)).as_mut() }
     }
 
+    /// Puts `request` into its place in the table, which is empty.
+    #[inline(always)]
+    fn keep(&mut self, head: u16, request: Request) {
+        let before = self.request(head).replace(request);
+        debug_assert!(before.is_none());
+        // There is none; said so, nothing need be dropped on the path of every request.
+        core::mem::forget(before);
+    }
+
     #[inline(always)]
     fn header(&self, head: u16) -> NonNull<Header> {
         debug_assert!(head < self.queue.depth());
@@ -160,7 +169,7 @@ impl Channel {
         };
         match self.queue.add(&[header, data, status]) {
             Ok(head) => {
-                *self.request(head) = Some(request);
+                self.keep(head, request);
                 Ok(())
             }
             Err(_) => Err(request),
@@ -199,7 +208,7 @@ impl Channel {
         };
         match added {
             Ok(head) => {
-                *self.request(head) = Some(request);
+                self.keep(head, request);
                 Ok(())
             }
             Err(_) => Err(request),
@@ -357,6 +366,14 @@ impl Channel {
         }
         Ok(serial)
     }
+}
+
+/// Answers a request that the device does not get now.
+#[cold]
+#[inline(never)]
+pub(super) fn refuse(request: Request) -> Result<(), Request> {
+    block::complete(request, Err(BlockError::Io));
+    Ok(())
 }
 
 #[inline(always)]

@@ -33,9 +33,9 @@ mod tests;
 
 use crate::arch::{self, CoreId};
 use crate::block::device::{
-    BareLoad, BareReport, BlockDevice, DeviceEvents, DeviceInfo, Move, NO_CORE,
+    BareLoad, BareReport, BlockDevice, DeviceEvents, DeviceInfo, Move, NO_CORE, Owners,
 };
-use crate::block::{self, BlockError, Request};
+use crate::block::{BlockError, Request};
 use crate::config::{DISKS, MAX_CORES};
 use crate::sync::IrqLock;
 use crate::virtio::layout::UsedWatch;
@@ -102,7 +102,7 @@ pub struct Blk {
     lanes: [Lane; MAX_CORES],
     seats: [Seat; MAX_CORES],
     /// The core whose queue serves a core's requests; [`NOBODY`] while that is being changed.
-    serves: [AtomicU8; MAX_CORES],
+    serves: Owners,
     home: AtomicU8,
     /// There is something for the home core: a configuration interrupt, a step of a reset.
     control: AtomicBool,
@@ -301,6 +301,10 @@ impl BlockDevice for Blk {
         }
     }
 
+    fn owners(&'static self) -> Option<&'static Owners> {
+        Some(&self.serves)
+    }
+
     #[inline]
     fn submit(&self, request: Request) -> Result<(), Request> {
         let Some(core) = arch::current_core() else {
@@ -308,8 +312,7 @@ impl BlockDevice for Blk {
         };
         self.seats[core % MAX_CORES].with(|channel| {
             if channel.stopped {
-                block::complete(request, Err(BlockError::Io));
-                return Ok(());
+                return channel::refuse(request);
             }
             let first = channel.queue.staged() == 0;
             channel.submit(request)?;

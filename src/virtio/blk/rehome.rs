@@ -19,6 +19,7 @@ use crate::aio::{self, AioError, BottomHalf, Callback};
 use crate::arch::{self, CoreId};
 use crate::block::BlockError;
 use crate::block::device::Move;
+use crate::block::mapping::{self, Entry, MappingError};
 use crate::config::MAX_CORES;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::*, fence};
 use spin::Once;
@@ -122,6 +123,19 @@ pub(super) fn owner(lane: usize, lanes: usize, home: CoreId, cores: usize) -> Co
     } else {
         (home + lane) % cores
     }
+}
+
+/// The same for all lanes: the cores take turns (MQ-2), beginning with core 0 where each gets one, else with the home.
+pub(super) fn table(
+    lanes: usize,
+    home: CoreId,
+    cores: usize,
+) -> Result<mapping::Table, MappingError> {
+    let first = if lanes >= cores { 0 } else { home };
+    let entries: heapless::Vec<Entry<'_>, MAX_CORES> = (0..cores)
+        .map(|turn| Entry::in_turn((first + turn) % cores))
+        .collect();
+    mapping::assign(&entries, lanes, |core| core < cores)
 }
 
 /// Brings moves on, in the main loop.
@@ -359,7 +373,7 @@ impl Blk {
         let mut takers = 0;
         for lane in self.lanes() {
             if let Some(channel) = lane.travelling.lock().take() {
-                *self.seats[lane.owner()].incoming.lock() = Some(channel);
+                self.seats[lane.owner()].send_in(channel);
                 takers |= 1 << lane.owner();
             }
         }

@@ -8,7 +8,7 @@ use crate::aio::{self, AioError, Callback, EventNotifier, Handler, Timer, TurnHo
 use crate::arch::CoreId;
 use crate::config::MAX_CORES;
 use crate::sync::{CachePadded, CoreArray, HomeCell, IrqLock};
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::*};
 use spin::Once;
 
 /// No order.
@@ -17,7 +17,9 @@ pub(super) const NOTHING: u8 = 0;
 pub(super) struct Seat {
     /// The queue that sits here; moved there from `incoming` when it is first used.
     pub(super) channel: HomeCell<Option<Channel>>,
-    pub(super) incoming: IrqLock<Option<Channel>>,
+    incoming: IrqLock<Option<Channel>>,
+    /// There is something in `incoming`.
+    expects: AtomicBool,
     pub(super) notifier: EventNotifier,
     /// What a reset or a move wants of this core, see [`reset`] and [`super::rehome`].
     order: AtomicU8,
@@ -30,6 +32,7 @@ impl Seat {
         Self {
             channel: HomeCell::new(None),
             incoming: IrqLock::new(None),
+            expects: AtomicBool::new(false),
             notifier: EventNotifier::new(),
             order: AtomicU8::new(NOTHING),
             timer: Once::new(),
@@ -39,27 +42,36 @@ impl Seat {
     /// Lends the queue to `f`. On this core only.
     #[inline(always)]
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> R {
-        match self.ask(f) {
-            Some(result) => result,
-            None => panic!("a disk's queue was used where it is not"),
+        if self.expects.load(Relaxed) {
+            self.move_in();
         }
+        self.channel.with(|place| match place {
+            Some(channel) => f(channel),
+            None => absent(),
+        })
     }
 
     /// The same; `None` when no queue sits here.
     #[inline(always)]
     pub(super) fn ask<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> Option<R> {
-        self.channel.with(|place| {
-            if place.is_none() {
-                self.move_in(place);
-            }
-            place.as_mut().map(f)
-        })
+        if self.expects.load(Relaxed) {
+            self.move_in();
+        }
+        self.channel.with(|place| place.as_mut().map(f))
     }
 
     #[cold]
     #[inline(never)]
-    fn move_in(&self, place: &mut Option<Channel>) {
-        *place = self.incoming.lock().take();
+    fn move_in(&self) {
+        self.expects.store(false, Relaxed);
+        let channel = self.incoming.lock().take();
+        self.channel.with(|place| *place = channel);
+    }
+
+    /// Puts `channel` before the door. Nobody else does until it has moved in.
+    pub(super) fn send_in(&self, channel: Channel) {
+        *self.incoming.lock() = Some(channel);
+        self.expects.store(true, Release);
     }
 
     /// Tells this core to do something. Any core.
@@ -67,6 +79,12 @@ impl Seat {
         self.order.store(order, Release);
         self.notifier.set();
     }
+}
+
+#[cold]
+#[inline(never)]
+fn absent() -> ! {
+    panic!("a disk's queue was used where it is not")
 }
 
 /// What a core has to publish at the end of its turn.

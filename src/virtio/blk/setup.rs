@@ -110,12 +110,13 @@ fn bring_up(
     for (core, seat) in blk.seats.iter().enumerate() {
         seat.channel.bind(core);
     }
-    for (lane, channel) in channels.into_iter().enumerate() {
-        let place = &blk.lanes[lane];
-        let owner = rehome::owner(lane, lanes, home, cores);
+    let owners = rehome::table(lanes, home, cores).map_err(|_| SetupError::NoQueue(0))?;
+    for (channel, owner) in channels.into_iter().zip(owners) {
+        let place = &blk.lanes[channel.lane()];
+        let owner = CoreId::from(owner);
         channel.queue.watch(&place.watch);
         place.owner.store(owner as u8, Relaxed);
-        *blk.seats[owner].incoming.lock() = Some(channel);
+        blk.seats[owner].send_in(channel);
     }
     blk.fixed.call_once(|| Fixed {
         transport,

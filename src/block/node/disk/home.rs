@@ -29,8 +29,10 @@ impl Moving {
 }
 
 impl Disk {
-    /// Sends a request to the core that serves it.
-    pub(super) fn cross(&'static self, target: CoreId, request: Request) {
+    /// Sends a request to the core that serves `core`, this one, which it is not.
+    #[inline(never)]
+    pub(super) fn cross(&'static self, core: CoreId, request: Request) {
+        let target = self.device().submitter(core);
         if target != NO_CORE {
             return core_state::forward(target, request, self);
         }

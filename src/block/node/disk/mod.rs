@@ -36,7 +36,7 @@ use super::{Ascent, Layer, NodeDriver, NodeId, NodeInfo};
 use crate::arch::{self, CoreId};
 use crate::block::accounting::{Counter, Counters, Totals};
 use crate::block::backend::beyond_end;
-use crate::block::device::{BlockDevice, DeviceFeatures, DeviceInfo};
+use crate::block::device::{BlockDevice, DeviceFeatures, DeviceInfo, Owners};
 use crate::block::request::{RequestFlags, RequestRecord, complete};
 use crate::block::{BlockError, Operation, Request, RequestQueue};
 use crate::config::MAX_CORES;
@@ -57,6 +57,18 @@ struct Limits {
     max_segment_bytes: u64,
     max_discard: u64,
     max_zeroes: u64,
+    /// Most bytes of a read or write of any shape of up to `max_segments`.
+    max_whole: u64,
+}
+
+/// What stands once the disk has its device.
+struct Fixed {
+    device: &'static dyn BlockDevice,
+    limits: Limits,
+    /// See [`BlockDevice::owners`].
+    owners: Option<&'static Owners>,
+    /// For the table of requests in flight.
+    mark: u64,
 }
 
 /// The part of a disk that belongs to one queue's core.
@@ -98,10 +110,19 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// The device has given back a request that is no read.
+    #[inline(never)]
+    fn ended(&self, operation: Operation) {
+        if operation.is_write() {
+            self.writes_ended.add(1);
+        }
+    }
+}
+
 /// A disk. Static; made by [`add_disk`].
 pub struct Disk {
-    device: Once<&'static dyn BlockDevice>,
-    limits: Once<Limits>,
+    fixed: Once<Fixed>,
     node: Once<NodeId>,
     index: AtomicU32,
     home: AtomicU32,
@@ -122,8 +143,7 @@ pub struct Disk {
 impl Disk {
     pub(crate) const fn new() -> Self {
         Self {
-            device: Once::new(),
-            limits: Once::new(),
+            fixed: Once::new(),
             node: Once::new(),
             index: AtomicU32::new(0),
             home: AtomicU32::new(0),
@@ -139,18 +159,20 @@ impl Disk {
         }
     }
 
-    pub(crate) fn device(&self) -> &'static dyn BlockDevice {
-        match self.device.get() {
-            Some(device) => *device,
+    #[inline(always)]
+    fn fixed(&self) -> &Fixed {
+        match self.fixed.get() {
+            Some(fixed) => fixed,
             None => unreachable!("a disk is listed only once it has its device"),
         }
     }
 
+    pub(crate) fn device(&self) -> &'static dyn BlockDevice {
+        self.fixed().device
+    }
+
     fn limits(&self) -> &Limits {
-        match self.limits.get() {
-            Some(limits) => limits,
-            None => unreachable!("a disk is listed only once it has its limits"),
-        }
+        &self.fixed().limits
     }
 
     fn has(&self, feature: DeviceFeatures) -> bool {
@@ -192,18 +214,12 @@ impl Disk {
             .sum()
     }
 
-    /// The first look at a request, on the queue's core, with our frame on top.
+    /// The first look at a request that the device may not take as it is, on the queue's core, with our frame on top.
+    #[inline(never)]
     fn begin(&'static self, core: CoreId, mut request: Request) {
         match request.operation {
-            Operation::Read | Operation::Write => {
-                let limits = self.limits();
-                if request.len <= limits.max_transfer
-                    && request.segments.len() <= limits.max_segments
-                    && request.len <= limits.max_segment_bytes
-                {
-                    return self.launch(core, request);
-                }
-            }
+            // What a device takes as it is was launched before.
+            Operation::Read | Operation::Write => {}
             Operation::Flush => return self.join_flush(core, request),
             Operation::Discard => {
                 if self.refuses(Operation::Discard) {
@@ -284,22 +300,25 @@ impl Disk {
         if queue.waiting.load(Ordering::Relaxed) != 0 {
             return self.wait(core, request, false);
         }
-        if let Err(request) = self.try_launch(queue, request) {
+        if let Err(request) = self.try_launch(self.fixed(), queue, request) {
             self.wait(core, request, false);
         }
     }
 
     /// `Err`: the queue is full.
-    #[inline]
-    fn try_launch(&'static self, queue: &Queue, mut request: Request) -> Result<(), Request> {
+    #[inline(always)]
+    fn try_launch(
+        &'static self,
+        fixed: &Fixed,
+        queue: &Queue,
+        mut request: Request,
+    ) -> Result<(), Request> {
         let operation = request.operation;
         if self.refuses(operation) {
-            complete(request, Err(BlockError::Io));
-            return Ok(());
+            return refuse(request, BlockError::Io);
         }
         if request.offset + request.len > self.capacity.load(Ordering::Relaxed) {
-            complete(request, Err(beyond_end(operation)));
-            return Ok(());
+            return refuse(request, beyond_end(operation));
         }
         *request.stage_mut() |= LAUNCHED;
         let launched = queue.launched.load(Ordering::Relaxed);
@@ -307,7 +326,7 @@ impl Disk {
         if operation.is_write() {
             queue.writes_started.add(1);
         }
-        let Err(mut request) = self.device().submit(request) else {
+        let Err(mut request) = fixed.device.submit(request) else {
             return Ok(());
         };
         queue.launched.store(launched, Ordering::Relaxed);
@@ -319,6 +338,7 @@ impl Disk {
     }
 
     #[cold]
+    #[inline(never)]
     fn wait(&self, core: CoreId, request: Request, front: bool) {
         let queue = self.queues.get(core);
         let len = queue.cell.with(|cell| {
@@ -342,14 +362,13 @@ impl Disk {
                 .with(|cell| (cell.waiting.pop(), cell.waiting.len()));
             queue.waiting.store(left as u32, Ordering::Relaxed);
             let Some(request) = request else { return };
-            if let Err(request) = self.try_launch(queue, request) {
+            if let Err(request) = self.try_launch(self.fixed(), queue, request) {
                 return self.wait(core, request, true);
             }
         }
     }
 
     /// A window, or all there was to do, has ended.
-    #[inline]
     fn data_done(&'static self, core: CoreId, mut request: Request) -> Ascent {
         let frame = request.frame();
         if request.result.is_ok() && frame.stage & LAUNCHED != 0 {
@@ -372,7 +391,6 @@ impl Disk {
         self.finish(core, request)
     }
 
-    #[inline]
     fn finish(&self, core: CoreId, mut request: Request) -> Ascent {
         let launched = request.frame().stage & LAUNCHED != 0;
         request.leave();
@@ -390,8 +408,28 @@ impl Disk {
     }
 }
 
+/// Answers a request that the device does not get.
+#[cold]
+#[inline(never)]
+fn refuse(request: Request, error: BlockError) -> Result<(), Request> {
+    complete(request, Err(error));
+    Ok(())
+}
+
+impl Disk {
+    /// Everything but a read or write that succeeded in one piece.
+    #[inline(never)]
+    fn completed_slowly(&'static self, core: CoreId, stage: u8, request: Request) -> Ascent {
+        match stage & !LAUNCHED {
+            DATA => self.data_done(core, request),
+            LEADER => self.flush_done(core, request),
+            _ => self.finish(core, request),
+        }
+    }
+}
+
 impl Layer for Disk {
-    fn completed(&'static self, request: Request) -> Ascent {
+    fn completed(&'static self, mut request: Request) -> Ascent {
         let frame = request.frame();
         let (core, stage) = (frame.core as CoreId, frame.stage);
         let queue = self.queues.get(core);
@@ -400,18 +438,24 @@ impl Layer for Disk {
             queue
                 .launched
                 .store(launched.wrapping_sub(1), Ordering::Relaxed);
-            if request.operation.is_write() {
-                queue.writes_ended.add(1);
+            if request.operation != Operation::Read {
+                queue.ended(request.operation);
             }
             if queue.waiting.load(Ordering::Relaxed) != 0 {
                 self.pump(core);
             }
         }
-        match stage & !LAUNCHED {
-            DATA => self.data_done(core, request),
-            LEADER => self.flush_done(core, request),
-            _ => self.finish(core, request),
+        let frame = request.frame();
+        if stage != (DATA | LAUNCHED)
+            || request.result.is_err()
+            || frame.offset + frame.len != request.offset + request.len
+            || frame.flags.contains(RequestFlags::FUA)
+        {
+            return self.completed_slowly(core, stage, request);
         }
+        request.leave();
+        queue.counters.book(request.operation, request.len, Ok(()));
+        Ascent::Up(request)
     }
 }
 
@@ -459,16 +503,33 @@ impl NodeDriver for Disk {
         let Some(core) = arch::current_core() else {
             return complete(request, Err(BlockError::Invalid));
         };
-        let target = self.device().submitter(core);
+        let fixed = self.fixed();
+        let target = match fixed.owners {
+            Some(owners) => CoreId::from(owners[core % MAX_CORES].load(Ordering::Relaxed)),
+            None => fixed.device.submitter(core),
+        };
         if target != core {
-            return self.cross(target, request);
+            return self.cross(core, request);
         }
         if let Some(token) = &request.token {
-            token.at_disk(self.index());
+            token.at_disk(fixed.mark);
         }
         if !request.push_frame(self, core, DATA) {
             return complete(request, Err(BlockError::NoMemory));
         }
-        self.begin(core, request);
+        let limits = &fixed.limits;
+        if !request.operation.has_data()
+            || request.len > limits.max_whole
+            || request.segments.len() > limits.max_segments
+        {
+            return self.begin(core, request);
+        }
+        let queue = self.queues.get(core);
+        if queue.waiting.load(Ordering::Relaxed) != 0 {
+            return self.wait(core, request, false);
+        }
+        if let Err(request) = self.try_launch(fixed, queue, request) {
+            self.wait(core, request, false);
+        }
     }
 }

@@ -4,7 +4,7 @@
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Disk, DiskState, Limits, NodeDriver};
+use super::{Disk, DiskState, Fixed, Limits, NodeDriver};
 use crate::aio::{self, BottomHalf, Callback};
 use crate::arch::CoreId;
 use crate::block::accounting::Totals;
@@ -112,7 +112,7 @@ impl Disk {
                 (limit - limit % block).max(block)
             }
         };
-        self.limits.call_once(|| Limits {
+        let limits = Limits {
             info,
             max_transfer: at_most(info.max_transfer),
             max_segments: if info.max_segments == 0 {
@@ -127,7 +127,11 @@ impl Disk {
             },
             max_discard: at_most(info.max_discard),
             max_zeroes: at_most(info.max_zeroes),
-        });
+            max_whole: match info.max_segment_bytes {
+                0 => at_most(info.max_transfer),
+                most => at_most(info.max_transfer).min(u64::from(most)),
+            },
+        };
         self.index.store(index as u32, Ordering::Relaxed);
         self.home.store(home as u32, Ordering::Relaxed);
         self.capacity
@@ -135,7 +139,12 @@ impl Disk {
         for (core, queue) in self.queues.iter().enumerate() {
             queue.cell.bind(core);
         }
-        self.device.call_once(|| device);
+        self.fixed.call_once(|| Fixed {
+            device,
+            limits,
+            owners: device.owners(),
+            mark: token::disk_mark(index),
+        });
         let id = graph::add_at(&self.name(), self, home)?;
         self.node.call_once(|| id);
         device.attach(self);

@@ -261,3 +261,38 @@ fn random_work_with_resets() {
     assert_eq!(rig.blk.counters().resets, 6);
     assert_eq!(rig.events(), [Event::ResetDone(Ok(())); 6]);
 }
+
+/// Sends each request that failed once more, from its completion.
+fn once_more(mut request: Request) {
+    if request.result.is_ok() {
+        return record(request);
+    }
+    let blk = &BLKS[request.user[1] as usize];
+    let (offset, len) = (request.offset, request.len);
+    request.reuse(Operation::Read, offset, len);
+    assert!(blk.submit(request).is_ok());
+}
+
+#[test]
+fn mq_6_what_a_reset_gives_up_is_answered_after_the_walk() {
+    let rig = rig(2, 2);
+    for core in 0..2 {
+        for tag in 0..8 {
+            on(core, || {
+                let mut request = rig.request(Operation::Read, tag * 512, 512, tag);
+                request.completion = &once_more;
+                request.user[1] = u64::from(rig.blk.index.load(Relaxed));
+                let buffer = PAGES.alloc_contiguous(512).unwrap();
+                assert!(request.add_buffer(buffer, 512).is_ok());
+                assert!(rig.blk.submit(request).is_ok());
+            });
+        }
+    }
+    rig.settle();
+    // All are collected before the first completion runs; each submits to the very queue that was just emptied.
+    rig.blk.reset();
+    rig.run();
+    let done = rig.done();
+    assert_eq!(done.len(), 16);
+    assert!(done.iter().all(|d| d.result == Ok(())));
+}

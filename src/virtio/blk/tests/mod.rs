@@ -8,6 +8,7 @@ use super::model::{Model, Seen};
 use super::*;
 use crate::aio;
 use crate::arch::host;
+use crate::block;
 use crate::block::device::DeviceFeatures;
 use crate::block::{Operation, RequestFlags};
 use crate::sync::PageArena;

@@ -208,6 +208,26 @@ fn queues_belong_to_cores() {
 }
 
 #[test]
+fn mq_2_the_drivers_table_gives_each_core_its_turn() {
+    for cores in 1..=MAX_CORES {
+        for home in 0..cores {
+            for lanes in 1..=cores {
+                let table = rehome::table(lanes, home, cores).unwrap();
+                let moved: Vec<_> = (0..lanes)
+                    .map(|lane| rehome::owner(lane, lanes, home, cores) as u8)
+                    .collect();
+                assert_eq!(
+                    table[..],
+                    moved[..],
+                    "{lanes} queues, home {home} of {cores}"
+                );
+                assert!(lanes == cores || usize::from(table[0]) == home);
+            }
+        }
+    }
+}
+
+#[test]
 fn one_kick_a_turn_and_one_interrupt_a_batch() {
     let rig = rig(1, 1);
     let (kicks, interrupts) = (rig.kicks(), rig.blk.counters().interrupts);
