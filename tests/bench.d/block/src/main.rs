@@ -1,0 +1,277 @@
+//! What each layer of the block graph adds to a 4 KiB read, and what an empty drained section costs, in guest instructions.
+//!
+//! Under `-icount shift=0` QEMU's cycle counter counts executed instructions, exactly. A round is 32 reads, sent one after
+//! the other and brought to their completions by the loop; what the same round costs with nothing between sender and
+//! completion is taken off, then what the layers below cost. Prints lines `cost CASE VALUE`.
+#![no_std]
+#![no_main]
+
+use core::arch::asm;
+use core::fmt::Write as _;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use heapless::{String, Vec};
+use ironthread::aio::{self, Callback};
+use ironthread::arch::CoreId;
+use ironthread::block::device::{BlockDevice, DeviceEvents, DeviceInfo, Owners};
+use ironthread::block::graph;
+use ironthread::block::node::{
+    Ascent, Layer, NodeDriver, NodeId, NodeInfo, error, null, partition, throttle,
+};
+use ironthread::block::{self, Backend, Operation, Request};
+use ironthread::config::{MAX_CORES, NODES};
+use ironthread::sync::PageArena;
+use ironthread_target_tests::{entry, pass, say, start};
+
+entry!(main);
+
+const DEPTH: u64 = 32;
+const ROUNDS: u64 = 16;
+const BLOCK: u64 = 4096;
+const SIZE: u64 = 1 << 24;
+
+static PAGES: PageArena<64> = PageArena::new();
+static ENDED: AtomicU64 = AtomicU64::new(0);
+static QUIET: AtomicU32 = AtomicU32::new(0);
+static BACK: ironthread::sync::IrqLock<Vec<Request, 32>> =
+    ironthread::sync::IrqLock::new(Vec::new());
+
+fn count_cycles() {
+    // SAFETY: configures this core's cycle counter, which nothing else uses.
+    unsafe {
+        asm!(
+            "msr pmccfiltr_el0, xzr",
+            "msr pmcntenset_el0, {bit}",
+            "msr pmcr_el0, {enable}",
+            "isb",
+            bit = in(reg) 1u64 << 31,
+            // Enabled, 64 bits wide.
+            enable = in(reg) 1u64 | 1 << 6,
+            options(nostack)
+        );
+    }
+}
+
+/// The cycle counter. A barrier for the compiler.
+#[inline(always)]
+fn cycles() -> u64 {
+    let now: u64;
+    // SAFETY: reads a counter.
+    unsafe { asm!("mrs {}, pmccntr_el0", out(reg) now, options(nostack)) };
+    now
+}
+
+fn completed(request: Request) {
+    assert!(request.result.is_ok());
+    ENDED.fetch_add(1, Ordering::Relaxed);
+    assert!(BACK.lock().push(request).is_ok());
+}
+
+fn must<T, E: core::fmt::Debug>(what: &str, result: Result<T, E>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{what}: {error:?}"),
+    }
+}
+
+/// Instructions of one read, in tenths: the mean of the rounds that count.
+fn reads(mut send: impl FnMut(Request)) -> u64 {
+    let mut sum = 0;
+    for round in 0..2 * ROUNDS {
+        let before = cycles();
+        let ended = ENDED.load(Ordering::Relaxed);
+        for n in 0..DEPTH {
+            let request = BACK.lock().pop();
+            let Some(mut request) = request else {
+                panic!("a request is missing")
+            };
+            request.reuse(Operation::Read, (n * 7 % 32) * BLOCK, BLOCK);
+            send(request);
+        }
+        while ENDED.load(Ordering::Relaxed) != ended + DEPTH {
+            aio::main_context().poll(false);
+        }
+        if round >= ROUNDS {
+            sum += cycles() - before;
+        }
+    }
+    10 * sum / (ROUNDS * DEPTH)
+}
+
+fn report(case: &str, tenths: u64) {
+    say!("cost {case} {}.{}", tenths / 10, tenths % 10);
+}
+
+/// A backend on `node`; what a read through it costs.
+fn through(node: NodeId) -> u64 {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let mut name: String<8> = String::new();
+    let _ = write!(name, "b{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let backend = must("backend", Backend::create(&name, "bench", node));
+    let cost = reads(|request| backend.submit(request));
+    must("delete", backend.delete());
+    cost
+}
+
+/// Drained sections over everything, begun, waited for and ended.
+fn drains() -> u64 {
+    fn quiet(_: usize) {
+        QUIET.fetch_add(1, Ordering::Relaxed);
+    }
+    let mut sum = 0;
+    for round in 0..2 * ROUNDS {
+        let seen = QUIET.load(Ordering::Relaxed);
+        let before = cycles();
+        must("drain", graph::drain_all_begin(Callback::new(&quiet, 0)));
+        while QUIET.load(Ordering::Relaxed) == seen {
+            aio::main_context().poll(false);
+        }
+        graph::drain_all_end();
+        while aio::main_context().poll(false) {}
+        if round >= ROUNDS {
+            sum += cycles() - before;
+        }
+    }
+    10 * sum / ROUNDS
+}
+
+/// A node that does nothing but stand there.
+struct Idle;
+
+impl Layer for Idle {
+    fn completed(&'static self, request: Request) -> Ascent {
+        Ascent::Up(request)
+    }
+}
+
+impl NodeDriver for Idle {
+    fn info(&self) -> NodeInfo {
+        NodeInfo {
+            kind: "idle",
+            size: SIZE,
+            logical_block: 512,
+            physical_block: 512,
+            optimal_io: 0,
+            discard_align: 0,
+            read_only: false,
+            discard: false,
+            fast_zeroes: false,
+            writeback: false,
+            cost: 0,
+            depth: 0,
+        }
+    }
+
+    fn submit(&'static self, request: Request) {
+        block::complete(request, Ok(()));
+    }
+}
+
+static IDLE: [Idle; NODES] = [const { Idle }; NODES];
+
+/// Adds idle nodes until there are `nodes`, the `others` included.
+fn fill(idle: &mut usize, others: usize, nodes: usize) {
+    while *idle + others < nodes {
+        let mut name: String<8> = String::new();
+        let _ = write!(name, "idle{idle}");
+        must("idle node", graph::add(&name, &IDLE[*idle]));
+        *idle += 1;
+    }
+}
+
+/// A device that has done everything at once.
+struct Instant(Owners);
+
+impl BlockDevice for Instant {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo::new(SIZE)
+    }
+
+    fn submitter(&self, core: CoreId) -> CoreId {
+        core
+    }
+
+    fn owners(&'static self) -> Option<&'static Owners> {
+        Some(&self.0)
+    }
+
+    fn submit(&self, request: Request) -> Result<(), Request> {
+        block::complete(request, Ok(()));
+        Ok(())
+    }
+
+    fn reset(&self) {}
+
+    fn attach(&self, _: &'static dyn DeviceEvents) {}
+}
+
+static INSTANT: Instant = {
+    use core::sync::atomic::AtomicU8;
+    let mut owners = [const { AtomicU8::new(0) }; MAX_CORES];
+    let mut core = 0;
+    while core < MAX_CORES {
+        owners[core] = AtomicU8::new(core as u8);
+        core += 1;
+    }
+    Instant(owners)
+};
+
+fn main(tree: usize) -> ! {
+    start(tree);
+    count_cycles();
+    aio::main_context().attach(0);
+    must("block", block::start_core(0));
+    for _ in 0..DEPTH {
+        let Some(mut request) = block::request::new(Operation::Read, 0, BLOCK) else {
+            panic!("no request")
+        };
+        request.completion = &completed;
+        let Some(buffer) = PAGES.alloc_contiguous(BLOCK as usize) else {
+            panic!("no buffer")
+        };
+        assert!(request.add_buffer(buffer, BLOCK as usize).is_ok());
+        assert!(BACK.lock().push(request).is_ok());
+    }
+    let nothing = reads(|request| block::complete(request, Ok(())));
+    let bottom = must(
+        "null",
+        null::create(
+            "bottom",
+            null::NullOptions {
+                size: SIZE,
+                block: 512,
+                read_zeroes: false,
+                latency_ns: 0,
+            },
+        ),
+    );
+    report("drain_nodes_1", drains());
+    let backend = through(bottom);
+    report("backend_and_null", backend - nothing);
+    let disk = must("disk", block::add_disk(&INSTANT, 0));
+    report("disk", through(disk.node()) - backend);
+    let over = |case: &str, node: NodeId| report(case, through(node) - backend);
+    let options = throttle::Options {
+        child: bottom,
+        group: None,
+    };
+    over(
+        "throttle_without_limits",
+        must("throttle", throttle::create("throttle", options)),
+    );
+    over("error_without_rules", must("error", error::create("error", bottom)));
+    let options = partition::PartitionOptions {
+        child: bottom,
+        offset: 1 << 20,
+        len: None,
+    };
+    over("partition", must("partition", partition::create("partition", options)));
+    let (mut idle, others) = (0, 5);
+    fill(&mut idle, others, 8);
+    report("drain_nodes_8", drains());
+    fill(&mut idle, others, NODES);
+    report("drain_nodes_64", drains());
+    let beside = through(bottom);
+    report("idle_nodes_59_added", beside.abs_diff(backend));
+    pass()
+}
