@@ -109,15 +109,21 @@ fn through(node: NodeId) -> u64 {
     let _ = write!(name, "b{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let backend = must("backend", Backend::create(&name, "bench", node));
     let cost = reads(|request| backend.submit(request));
+    let seen = QUIET.load(Ordering::Relaxed);
+    must("drain", backend.drain_begin(Callback::new(&quiet, 0)));
+    while QUIET.load(Ordering::Relaxed) == seen {
+        aio::main_context().poll(false);
+    }
     must("delete", backend.delete());
     cost
 }
 
+fn quiet(_: usize) {
+    QUIET.fetch_add(1, Ordering::Relaxed);
+}
+
 /// Drained sections over everything, begun, waited for and ended.
 fn drains() -> u64 {
-    fn quiet(_: usize) {
-        QUIET.fetch_add(1, Ordering::Relaxed);
-    }
     let mut sum = 0;
     for round in 0..2 * ROUNDS {
         let seen = QUIET.load(Ordering::Relaxed);
@@ -259,13 +265,19 @@ fn main(tree: usize) -> ! {
         "throttle_without_limits",
         must("throttle", throttle::create("throttle", options)),
     );
-    over("error_without_rules", must("error", error::create("error", bottom)));
+    over(
+        "error_without_rules",
+        must("error", error::create("error", bottom)),
+    );
     let options = partition::PartitionOptions {
         child: bottom,
         offset: 1 << 20,
         len: None,
     };
-    over("partition", must("partition", partition::create("partition", options)));
+    over(
+        "partition",
+        must("partition", partition::create("partition", options)),
+    );
     let (mut idle, others) = (0, 5);
     fill(&mut idle, others, 8);
     report("drain_nodes_8", drains());
