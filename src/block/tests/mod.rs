@@ -16,6 +16,7 @@ mod scans;
 mod spares;
 mod tables;
 mod threads;
+mod threads_nodes;
 mod throttle;
 mod throttle_catalogue;
 mod tracked;
