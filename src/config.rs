@@ -59,7 +59,7 @@ pub const COROUTINE_DRAINS: usize = 16;
 pub const CONTEXT_NOTIFIERS: usize = 32;
 
 /// Spare request records per core, for nodes that make several requests of one; no graph may need more for one request.
-pub const SPARES_PER_CORE: usize = if cfg!(feature = "small") { 16 } else { 32 };
+pub const SPARES_PER_CORE: usize = 16;
 
 /// Block backends.
 pub const BACKENDS: usize = 48;
@@ -92,7 +92,7 @@ pub const ERRORS: usize = 8;
 pub const ERROR_RULES: usize = 8;
 
 /// Pages of 4 KiB for ram nodes that are made without memory of their own.
-pub const RAM_PAGES: usize = if cfg!(feature = "small") { 16 } else { 128 };
+pub const RAM_PAGES: usize = if cfg!(feature = "small") { 16 } else { 32 };
 
 /// Request records per core, 1.4 KiB each: 5.6 MiB for 8 cores (small profile: 2.8 MiB). Whoever finds none waits.
 ///
@@ -106,8 +106,8 @@ pub const REQUEST_RESERVED: usize = 4;
 /// Verify nodes.
 pub const VERIFIES: usize = if cfg!(feature = "small") { 2 } else { 4 };
 
-/// Pages of 4 KiB, of each verify node, for what its second child reads: 256 KiB in all (small profile: 64 KiB).
-pub const VERIFY_PAGES: usize = if cfg!(feature = "small") { 8 } else { 16 };
+/// Pages of 4 KiB, of each verify node, for what its second child reads: 128 KiB in all (small profile: 64 KiB).
+pub const VERIFY_PAGES: usize = 8;
 
 /// Largest part of a read, in bytes, that a verify node compares at once. A logical block is not larger than a page of these.
 pub const VERIFY_WINDOW: u64 = 32 * 1024;
@@ -154,7 +154,7 @@ pub const SESSION_REQUESTS: usize = 64;
 pub const SESSION_CHUNK: usize = 256 * 1024;
 
 /// Pages of 4 KiB for the data of one session: its quota, which no other session can take.
-pub const SESSION_PAGES: usize = if cfg!(feature = "small") { 96 } else { 160 };
+pub const SESSION_PAGES: usize = if cfg!(feature = "small") { 96 } else { 144 };
 
 /// Bytes of log kept for `log show`.
 pub const LOG_BYTES: usize = 16 * 1024;

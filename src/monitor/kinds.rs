@@ -9,7 +9,7 @@ use super::commands::{Refusal, Words};
 use super::format::parse_size;
 use crate::block::node::error::{self, Operations, Rule, When};
 use crate::block::node::{concat, delay, null, partition, ram, throttle, verify};
-use crate::block::throttle::{Config, Kind as Limited, Limit, configure, group_config};
+use crate::block::throttle::{self as limits, Config, Kind as Limited, Limit, group_config};
 use crate::block::{BlockError, NodeId, graph, partitions};
 use crate::config::MAX_CHILDREN;
 
@@ -216,7 +216,7 @@ pub(super) fn set_limits(words: &mut Words<'_>) -> Made<()> {
             if group_config(group).is_none() {
                 return Err(Refusal::Reason("no such throttle group"));
             }
-            Ok(configure(group, &config).map_err(|error| why(&error)))
+            Ok(limits::set_limits(group, &config).map_err(|error| why(&error)))
         }
         _ => Err(Refusal::Usage(THROTTLE)),
     }
@@ -246,7 +246,7 @@ fn throttle_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId,
     let made = throttle::create(name, throttle::Options { child, group });
     let configured = made.map_err(|error| why(&error)).and_then(|id| {
         if let Some(config) = limits
-            && let Err(error) = configure(group.unwrap_or(name), &config)
+            && let Err(error) = limits::set_limits(group.unwrap_or(name), &config)
         {
             let _ = graph::delete(id);
             return Err(why(&error));

@@ -137,6 +137,15 @@ pub fn configure(name: &str, config: &Config) -> Result<(), GroupError> {
     group.configure(config).map_err(GroupError::Unfit)
 }
 
+/// Sets the limits of a group that is there; one that its members have made still goes with the last of them. Main loop only.
+///
+/// # Errors
+/// As [`configure`]; `NoMedium` when there is none of that name.
+pub fn set_limits(name: &str, config: &Config) -> Result<(), GroupError> {
+    let group = find(name).ok_or(GroupError::Block(BlockError::NoMedium))?;
+    group.configure(config).map_err(GroupError::Unfit)
+}
+
 /// The limits of a group.
 pub fn group_config(name: &str) -> Option<Config> {
     let group = find(name)?;

@@ -20,6 +20,8 @@ pub mod timers;
 
 pub use bucket::{Bucket, Limit};
 pub use config::{Config, Direction, Kind, Unfit};
-pub use group::{GroupError, GroupView, configure, for_each_group, group_config, remove_group};
+pub use group::{
+    GroupError, GroupView, configure, for_each_group, group_config, remove_group, set_limits,
+};
 pub use state::State;
 pub use timers::Timers;
