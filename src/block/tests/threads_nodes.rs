@@ -21,7 +21,10 @@ static ANSWERED: Versions = [const { [const { AtomicU64::new(0) }; CHILDREN] }; 
 static BEFORE: [Versions; MAX_CORES * CHAINS] =
     [const { [const { [const { AtomicU64::new(0) }; CHILDREN] }; MAX_CORES] }; MAX_CORES * CHAINS];
 static STEPS: [AtomicU64; MAX_CORES * CHAINS] = [const { AtomicU64::new(0) }; MAX_CORES * CHAINS];
+/// No chain goes on.
 static STOP: AtomicBool = AtomicBool::new(false);
+/// The main loop is through with its drained sections, so the others need not run for them any more.
+static OVER: AtomicBool = AtomicBool::new(false);
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 /// Core, child, version that is durable, version that was promised.
@@ -76,7 +79,7 @@ fn next(mut request: Request) {
 
 fn begin(request: &mut Request, core: usize, chain: usize, step: u64) {
     STEPS[chain].store(step, Ordering::Relaxed);
-    if chain % CHAINS == 0 && step % 4 != 0 {
+    if chain.is_multiple_of(CHAINS) && !step.is_multiple_of(4) {
         let child = step % CHILDREN as u64;
         request.reuse(Operation::Write, child * CHILD + core as u64 * 4096, 4096);
         request.segments[0].buffer.as_mut_slice()[..8].copy_from_slice(&step.to_le_bytes());
@@ -109,6 +112,7 @@ fn dur_1_a_flush_through_a_row_keeps_its_promise_on_real_cores() {
     let backend = rig.backend(row);
     for_each_block(|core, child| ANSWERED[core][child].store(0, Ordering::SeqCst));
     STOP.store(false, Ordering::Relaxed);
+    OVER.store(false, Ordering::Relaxed);
     host::set_stepped(false);
     host::clock::real();
     std::thread::scope(|scope| {
@@ -123,7 +127,7 @@ fn dur_1_a_flush_through_a_row_keeps_its_promise_on_real_cores() {
                     RUNNING.fetch_add(1, Ordering::Relaxed);
                     backend.submit(first);
                 }
-                while !STOP.load(Ordering::Relaxed) || RUNNING.load(Ordering::Relaxed) != 0 {
+                while !OVER.load(Ordering::Relaxed) || RUNNING.load(Ordering::Relaxed) != 0 {
                     aio::context(core).poll(false);
                     std::thread::yield_now();
                 }
@@ -141,6 +145,7 @@ fn dur_1_a_flush_through_a_row_keeps_its_promise_on_real_cores() {
                 drop(guard);
             }
             STOP.store(true, Ordering::Relaxed);
+            OVER.store(true, Ordering::Relaxed);
             while RUNNING.load(Ordering::Relaxed) != 0 {
                 aio::main_context().poll(false);
                 std::thread::yield_now();
