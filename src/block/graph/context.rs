@@ -187,6 +187,8 @@ impl Component {
     /// Moves all of it. The component is quiet, and all have been asked.
     fn commit(self, core: CoreId) {
         self.nodes().for_each(begin_at);
+        // A move before this one may be over without anybody having looked: its sections end now, or nobody would end them.
+        finish_moves();
         for backend in self.backends() {
             for_each_notifier(Watched::Backend(backend.index()), |n| {
                 (n.detach)(n.argument)

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::block::graph::context::{is_moving, move_quiet};
+use crate::block::graph::drain::quiesce_count;
 
 /// A disk with one queue, on core 1, and a backend.
 fn slow(rig: &mut Rig) -> Fixture {
@@ -90,5 +91,30 @@ fn a_disk_that_has_requests_or_moves_does_not_move() {
     assert_eq!((ask(1), fixture.disk.is_moving()), (Ok(()), true));
     end(fixture, Ok(()));
     rig.settle();
+    rig.finish();
+}
+
+#[test]
+fn a_second_move_before_anybody_saw_the_end_of_the_first() {
+    let mut rig = rig(4);
+    let fixture = slow(&mut rig);
+    rig.drain(fixture.backend);
+    let node = fixture.disk.node();
+    on(0, || move_quiet(node, 2)).unwrap();
+    end(fixture, Ok(()));
+    // The disk is at rest, but the bottom half that ends its section has not run.
+    on(0, || {
+        assert!(!fixture.disk.is_moving() && is_moving(node));
+        move_quiet(node, 3).unwrap();
+    });
+    end(fixture, Ok(()));
+    rig.settle();
+    rig.undrain(fixture.backend);
+    rig.settle();
+    assert_eq!(
+        on(0, || quiesce_count(node)),
+        0,
+        "a section that nobody ends"
+    );
     rig.finish();
 }

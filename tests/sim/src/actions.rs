@@ -171,7 +171,7 @@ impl Actions {
     }
 
     fn export(&mut self, world: &mut World, n: usize) {
-        let export = &mut world.exports[n];
+        let export = &mut world.exports[n % world.served];
         if export.present {
             let mode = if world.random.chance(1, 2) {
                 RemoveMode::Hard

@@ -1,6 +1,7 @@
 //! An NBD client: connects, keeps up to 16 requests under way on the export of its choice, leaves in order or not, and
 //! tells the oracle what it sent and what came back.
 
+pub mod raw;
 mod replies;
 
 use std::collections::BTreeMap;
@@ -76,6 +77,7 @@ pub struct Client {
     ops: BTreeMap<u64, Op>,
     /// What was under way when the last connection broke, to write over it at once.
     hot: Vec<Range>,
+    hot_left: usize,
     /// When it last asked for a connection.
     opened: u64,
     /// Changes of connections that ended, whose outcome nobody will say.
@@ -135,6 +137,7 @@ impl Client {
             next_cookie: 1,
             ops: BTreeMap::new(),
             hot: Vec::new(),
+            hot_left: 0,
             opened: 0,
             orphans: Vec::new(),
             answered: 0,
@@ -177,7 +180,8 @@ impl Client {
     /// One of its moves, by chance.
     pub fn step(&mut self, around: &mut Around<'_>) -> Result<Wish, String> {
         if self.phase == Phase::Idle {
-            let connects = !around.stopping && around.random.chance(1, 8);
+            // Sometimes at once: before what it left behind is over.
+            let connects = !around.stopping && around.random.chance(1, 3);
             return Ok(if connects {
                 Wish::Connect
             } else {
@@ -268,6 +272,7 @@ impl Client {
             [self.number as u64, self.ops.len() as u64, 0, 0],
         );
         self.hot.clear();
+        self.hot_left = 2 * DEPTH;
         let ended = around.oracle.now();
         for op in std::mem::take(&mut self.ops).into_values() {
             if is_change(op.command) {
@@ -306,8 +311,9 @@ impl Client {
         self.outbox.extend(header.emit());
     }
 
-    fn place(&self, random: &mut Random) -> Range {
-        if !self.hot.is_empty() && random.chance(1, 2) {
+    fn place(&mut self, random: &mut Random) -> Range {
+        if self.hot_left > 0 && !self.hot.is_empty() {
+            self.hot_left -= 1;
             let range = self.hot[random.below(self.hot.len())];
             if range.disk == self.disk && range.first + range.count <= self.size {
                 return range;
@@ -418,4 +424,50 @@ fn is_change(command: u16) -> bool {
         command,
         command::WRITE | command::WRITE_ZEROES | command::TRIM
     )
+}
+
+/// What an answer proves, and whether it may be.
+fn prove(who: &str, op: &Op, around: &mut Around<'_>) -> Result<(), String> {
+    let disk = op.range.disk;
+    let ok = op.error == 0;
+    if is_change(op.command) {
+        let sure = ok && op.command != command::TRIM;
+        around.oracle.done(op.id, op.range, sure, op.fua);
+    }
+    if !ok {
+        if around.faults.count[disk] == 0 {
+            return Err(format!(
+                "{who}: error {} of request {} although nothing went wrong",
+                op.error, op.command
+            ));
+        }
+        // A flush can fail for other reasons while the disk is reset; what was asked before an operator cleared it, too.
+        if op.command == command::FLUSH
+            && !around.faults.reset[disk]
+            && op.sent > around.faults.cleared[disk]
+        {
+            let now = around.oracle.now();
+            around.faults.latched[disk].get_or_insert(now);
+        }
+        return Ok(());
+    }
+    let latched = around.faults.latched[disk].is_some_and(|at| at < op.sent);
+    if latched && (is_change(op.command) || op.command == command::FLUSH) {
+        return Err(format!(
+            "{who}: request {} succeeded although a flush had failed (DUR-5)",
+            op.command
+        ));
+    }
+    if op.command == command::FLUSH || op.fua && op.command == command::READ {
+        around.oracle.flushed(disk, op.sent);
+    }
+    for (i, sector) in op.data.chunks_exact(SECTOR).enumerate() {
+        let lba = op.range.first + i as u64;
+        if op.unchecked {
+            crate::oracle::parse(sector, disk, lba)?;
+        } else {
+            around.oracle.may_read(disk, lba, sector, op.sent)?;
+        }
+    }
+    Ok(())
 }

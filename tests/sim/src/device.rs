@@ -49,6 +49,8 @@ pub struct Model {
     pub forgets: bool,
     /// Confirms a reset when it likes.
     pub slow_reset: bool,
+    /// Of so many chances to do something it takes one.
+    pub slow: usize,
     /// Chains are seen late, not as soon as they are there.
     pub lazy: bool,
 }
@@ -65,6 +67,7 @@ impl Model {
             flush: !random.chance(1, 10),
             forgets: random.chance(1, 2),
             slow_reset: random.chance(1, 2),
+            slow: random.pick(&[1, 1, 2, 8]),
             lazy: random.chance(1, 4),
         }
     }
@@ -203,8 +206,9 @@ impl Port {
         self.state().boot = false;
     }
 
-    pub fn line(&self) -> bool {
-        self.device.line()
+    /// How often its interrupt line has gone up: an edge is all that the interrupt controller sees.
+    pub fn edges(&self) -> u64 {
+        self.device.state().interrupts
     }
 
     /// After each turn of a core: what has become available is noted now, so that a flush covers nothing that is answered
@@ -219,6 +223,10 @@ impl Port {
     /// One step of the device's own. Says what it did: a letter and a place; `None`: nothing.
     pub fn step(&self) -> Option<(char, u64)> {
         let mut state = self.state();
+        let slow = state.model.slow;
+        if !state.random.chance(1, slow) {
+            return None;
+        }
         if state.resetting && state.random.chance(1, 20) {
             state.reset(self.device);
             return Some(('R', 0));

@@ -5,6 +5,7 @@
 
 use ironthread::aio;
 use ironthread::arch::{CoreId, host};
+use ironthread::block::graph::drain;
 use ironthread::block::{self, Backend, Disk, DiskState};
 use ironthread::export::{self, nbd};
 use ironthread::net::stream::StreamHandler;
@@ -12,6 +13,7 @@ use ironthread::virtio::blk::{self, Blk};
 use ironthread::virtio::dma::DMA;
 
 use crate::actions::Actions;
+use crate::client::raw::{Place, Raw};
 use crate::client::{Around, Client, Faults, Phase, Target, Wish};
 use crate::device::{Model, Port, SECTORS};
 use crate::network;
@@ -53,6 +55,8 @@ pub struct SimDisk {
     pub port: &'static Port,
     pub blk: &'static Blk,
     pub disk: &'static Disk,
+    /// Edges of its interrupt line that were seen.
+    edges: u64,
     pub block: u64,
 }
 
@@ -62,6 +66,8 @@ pub struct SimExport {
     pub backend: &'static Backend,
     pub disk: usize,
     pub present: bool,
+    /// No export: a backend of the users on each core.
+    pub raw: bool,
 }
 
 /// The whole machine, its disks and its clients.
@@ -72,7 +78,10 @@ pub struct World {
     network: CoreId,
     pub disks: Vec<SimDisk>,
     pub exports: Vec<SimExport>,
+    /// So many of them are served to clients; the others are raw.
+    pub served: usize,
     clients: Vec<Client>,
+    raws: Vec<Raw>,
     oracle: Oracle,
     pub faults: Faults,
     /// Exports whose backend is quiet in a drained section.
@@ -161,6 +170,7 @@ impl World {
                 port,
                 blk,
                 disk,
+                edges: port.edges(),
                 block: u64::from(model.block) / SECTOR as u64,
             });
         }
@@ -179,8 +189,23 @@ impl World {
                     backend,
                     disk: i,
                     present: true,
+                    raw: false,
                 });
             }
+        }
+        let served = exports.len();
+        for (i, disk) in disks.iter().enumerate() {
+            let name = format!("raw{i}");
+            let backend = on(0, || {
+                Backend::create(&name, "simulation", disk.disk.node()).expect("a backend")
+            });
+            exports.push(SimExport {
+                name,
+                backend,
+                disk: i,
+                present: false,
+                raw: true,
+            });
         }
         let images: Vec<&[u8]> = shared.images.iter().map(|image| &image[..]).collect();
         Self {
@@ -195,6 +220,8 @@ impl World {
             disks,
             quiet: vec![false; exports.len()],
             exports,
+            served,
+            raws: (0..machine.cores).map(Raw::new).collect(),
             clients: (0..machine.clients).map(Client::new).collect(),
             oracle: Oracle::new(&images),
             faults: Faults {
@@ -277,11 +304,15 @@ impl World {
                 let n = self.random.below(self.disks.len());
                 self.disk_step(n)?;
             }
-            62..78 => {
+            62..75 => {
                 let n = self.random.below(self.disks.len());
                 self.interrupt(n);
             }
-            78..92 => {
+            75..79 => {
+                let n = self.random.below(self.raws.len());
+                self.raw_step(n)?;
+            }
+            79..92 => {
                 let n = self.random.below(self.clients.len());
                 self.client_step(n)?;
             }
@@ -297,9 +328,13 @@ impl World {
     }
 
     pub fn poll(&mut self, core: CoreId) -> bool {
-        let progress = on(core, || aio::context(core).poll(false));
-        self.trace
-            .note("poll", [core as u64, u64::from(progress), 0, 0]);
+        // A turn that may wait goes through all of sleeping and waking; the wait itself is over at once.
+        let waits = self.random.chance(1, 2);
+        let progress = on(core, || aio::context(core).poll(waits));
+        self.trace.note(
+            "poll",
+            [core as u64, u64::from(progress), u64::from(waits), 0],
+        );
         if core == 0 {
             // It may have ended a section: what comes then is no trespass.
             self.look_for_quiet();
@@ -343,6 +378,7 @@ impl World {
             self.clients
                 .iter_mut()
                 .for_each(|client| client.disk_forgot(n));
+            self.raws.iter_mut().for_each(|raw| raw.disk_forgot(n));
         } else if let Some(what) = &state.slipped {
             return Err(format!("disk {n} in a drained section got {what}"));
         }
@@ -350,8 +386,9 @@ impl World {
     }
 
     fn interrupt(&mut self, n: usize) {
-        let disk = &self.disks[n];
-        if disk.port.line() {
+        let disk = &mut self.disks[n];
+        let edges = disk.port.edges();
+        if std::mem::replace(&mut disk.edges, edges) != edges {
             self.trace.note("interrupt", [n as u64, 0, 0, 0]);
             on(disk.blk.home(), || host::interrupt(|| disk.blk.interrupt()));
         }
@@ -375,7 +412,11 @@ impl World {
             Wish::Nothing => {}
             Wish::Connect => {
                 let slot = on(self.network, network::open);
-                let export = self.random.below(self.exports.len());
+                // Mostly where it was.
+                let mut export = self.clients[n].export;
+                if self.random.chance(1, 3) {
+                    export = self.random.below(self.served);
+                }
                 let structured = self.random.chance(1, 2);
                 if let Some(slot) = slot {
                     let now = self.oracle.now();
@@ -401,6 +442,30 @@ impl World {
         Ok(())
     }
 
+    fn raw_step(&mut self, n: usize) -> Result<(), String> {
+        for disk in 0..self.disks.len() {
+            self.look_at_disk(disk)?;
+        }
+        let export = self.served + self.random.below(self.disks.len());
+        let target = &self.exports[export];
+        let place = Place {
+            backend: target.backend,
+            export,
+            disk: target.disk,
+            block: self.disks[target.disk].block,
+        };
+        let mut around = Around {
+            random: &mut self.random,
+            trace: &mut self.trace,
+            oracle: &mut self.oracle,
+            faults: &mut self.faults,
+            next_version: &mut self.next_version,
+            next_op: &mut self.next_op,
+            stopping: self.stopping,
+        };
+        self.raws[n].step(place, &mut around)
+    }
+
     pub fn pass(&mut self, ns: u64) {
         host::clock::advance(ns);
         network::look_at_clock();
@@ -414,6 +479,10 @@ impl World {
 
     /// Requests of all sessions on an export that are at the block layer.
     pub fn at_block(&self, export: usize) -> u32 {
+        if self.exports[export].raw {
+            let depths = self.raws.iter().map(|raw| raw.depth(export));
+            return depths.sum::<usize>() as u32;
+        }
         let mut sum = 0;
         nbd::connections(|connection| {
             if connection.export == self.exports[export].name.as_str() {
@@ -456,8 +525,16 @@ impl World {
             .iter()
             .map(|d| (d.disk.state(), d.port.state().pending()))
             .collect();
+        let counts: Vec<_> = on(0, || {
+            let backends = self.exports.iter().map(|e| e.backend.quiesce_count());
+            let nodes = self
+                .disks
+                .iter()
+                .map(|d| drain::quiesce_count(d.disk.node()));
+            backends.chain(nodes).collect()
+        });
         Err(format!(
-            "does not come to rest: clients {clients:?}, in flight and parked {backends:?}, disks {disks:?}, {}",
+            "does not come to rest: clients {clients:?}, in flight and parked {backends:?}, disks {disks:?}, sections that count {counts:?}, {}",
             actions.describe()
         ))
     }
@@ -465,6 +542,7 @@ impl World {
     fn is_at_rest(&self, actions: &Actions) -> bool {
         actions.is_over()
             && self.clients.iter().all(|c| c.phase == Phase::Idle)
+            && self.raws.iter().all(Raw::is_idle)
             && (0..ironthread::config::SESSIONS).all(|slot| nbd::server().ready(slot))
             && self
                 .disks

@@ -2,10 +2,10 @@
 
 use ironthread::export::nbd::wire::{
     CHUNK_DONE, CLIENT_FIXED_NEWSTYLE, CLIENT_NO_ZEROES, ChunkHeader, Greeting, OptionHeader,
-    OptionReply, SimpleReply, chunk, command, info, option, reply,
+    OptionReply, SimpleReply, chunk, info, option, reply,
 };
 
-use super::{Around, Client, Phase, Wish, is_change};
+use super::{Around, Client, Phase, Wish, prove};
 use crate::network;
 use crate::oracle::SECTOR;
 
@@ -153,55 +153,12 @@ impl Client {
 
     fn answered(&mut self, cookie: u64, around: &mut Around<'_>) -> Result<(), String> {
         let op = self.ops.remove(&cookie).ok_or("answered twice")?;
-        let disk = op.range.disk;
         around.trace.note(
             "answer",
             [self.number as u64, cookie, u64::from(op.error), 0],
         );
         self.answered += 1;
-        let ok = op.error == 0;
-        if is_change(op.command) {
-            let sure = ok && op.command != command::TRIM;
-            around.oracle.done(op.id, op.range, sure, op.fua);
-        }
-        if !ok {
-            self.errors += 1;
-            if around.faults.count[disk] == 0 {
-                return Err(format!(
-                    "client {}: error {} of request {} although nothing went wrong",
-                    self.number, op.error, op.command
-                ));
-            }
-            // A flush can fail for other reasons while the disk is reset; what was asked before an operator cleared it, too.
-            if op.command == command::FLUSH
-                && !around.faults.reset[disk]
-                && op.sent > around.faults.cleared[disk]
-            {
-                let now = around.oracle.now();
-                around.faults.latched[disk].get_or_insert(now);
-            }
-            return Ok(());
-        }
-        let latched = around.faults.latched[disk].is_some_and(|at| at < op.sent);
-        if latched && (is_change(op.command) || op.command == command::FLUSH) {
-            return Err(format!(
-                "client {}: request {} succeeded although a flush had failed (DUR-5)",
-                self.number, op.command
-            ));
-        }
-        if op.command == command::FLUSH || op.fua && op.command == command::READ {
-            around.oracle.flushed(disk, op.sent);
-        }
-        if op.command == command::READ {
-            for (i, sector) in op.data.chunks_exact(SECTOR).enumerate() {
-                let lba = op.range.first + i as u64;
-                if op.unchecked {
-                    crate::oracle::parse(sector, disk, lba)?;
-                } else {
-                    around.oracle.may_read(disk, lba, sector, op.sent)?;
-                }
-            }
-        }
-        Ok(())
+        self.errors += u64::from(op.error != 0);
+        prove(&format!("client {}", self.number), &op, around)
     }
 }
