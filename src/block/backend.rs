@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::accounting::Totals;
 use super::drain::{self, Section};
 use super::gate::PerCore;
+use super::graph::drain::Telling;
 use super::graph::{self, Permissions, Reason, Refusal};
 use super::node::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
 use super::request::{RequestFlags, RequestRecord, complete};
@@ -192,7 +193,7 @@ impl Backend {
         }
         drain::created(backend, root.is_none());
         if let Some(root) = root
-            && let Err(refusal) = backend.insert(root, permissions)
+            && let Err(refusal) = backend.take_root(root, permissions)
         {
             backend.retire();
             return Err(refusal);
@@ -201,14 +202,36 @@ impl Backend {
         Ok(backend)
     }
 
-    /// Puts a node below a backend that has none. Main loop only. The backend's context becomes the node's.
+    /// Puts a node below a backend that has none. Main loop only. The node moves to the backend's context where it can, else the backend
+    /// to the node's.
     ///
     /// # Errors
-    /// A stale node, a root that is there already, what the node's other users keep to themselves.
+    /// A stale node, a root that is there already, what the node's other users keep to themselves, contexts that cannot meet; a node
+    /// in a drained section while the backend is not quiet (`NotQuiet`).
     pub fn insert(&'static self, root: NodeId, permissions: Permissions) -> Result<(), Refusal> {
+        let refuse = |reason| Err(Refusal::new(&self.name(), reason));
         if self.root().is_some() {
-            return Err(Refusal::new(&self.name(), Reason::Slot));
+            return refuse(Reason::Slot);
         }
+        // No request may reach a drained node (DRN-16).
+        if graph::drain::quiesce_count(root) > 0 && !self.is_quiet() {
+            return refuse(Reason::NotQuiet);
+        }
+        graph::attach_backend(self, root, permissions)?;
+        if let Err(refusal) = graph::context::meet(self, root) {
+            graph::detach_backend(self);
+            return Err(refusal);
+        }
+        // Of sections over everything it now hears through its root.
+        for _ in 0..graph::drain::sections_over_all() {
+            self.drain_end();
+        }
+        self.refresh();
+        Ok(())
+    }
+
+    /// A new backend's first root, whose context it takes over.
+    fn take_root(&'static self, root: NodeId, permissions: Permissions) -> Result<(), Refusal> {
         if let Some(home) = graph::home(root) {
             self.set_home(home);
         }
@@ -218,13 +241,20 @@ impl Backend {
     }
 
     /// Takes the root away. Main loop only, inside a drained section of this backend. Requests are answered with `NoMedium` from then
-    /// on. The backend keeps its context (CTX-8).
+    /// on. The backend keeps its context (CTX-8), and the node the one that it has.
     ///
     /// # Errors
-    /// `NotQuiet` outside a drained section.
+    /// `NotQuiet` outside a drained section; `InCallback` in a callback of one.
     pub fn eject(&'static self) -> Result<(), Refusal> {
+        if Telling::is_on() {
+            return Err(Refusal::new(&self.name(), Reason::InCallback));
+        }
         if !self.is_quiet() {
             return Err(Refusal::new(&self.name(), Reason::NotQuiet));
+        }
+        // From here on it hears of sections over everything by itself; those that are on stay on.
+        for _ in 0..graph::drain::sections_over_all() {
+            self.begin_quietly();
         }
         graph::detach_backend(self);
         self.size.store(0, Ordering::Relaxed);
@@ -247,7 +277,7 @@ impl Backend {
         if !self.is_live() {
             return Err(BlockError::NoMedium);
         }
-        if !self.is_quiet() || self.parked() != 0 {
+        if !self.is_quiet() || self.parked() != 0 || Telling::is_on() {
             return Err(BlockError::Busy);
         }
         graph::detach_backend(self);

@@ -26,6 +26,7 @@ pub(crate) use report::report_slow;
 pub use report::{DrainState, for_each_section};
 
 use super::backend::{self, Backend, BackendListener, LISTENERS};
+use super::graph::drain::Telling;
 use super::node::throttle;
 use super::{BlockError, core_state, graph, watch};
 use crate::aio::{self, BottomHalf, Callback};
@@ -139,6 +140,7 @@ pub(crate) fn for_each_listener(
     mut f: impl FnMut(&'static dyn BackendListener),
 ) {
     let listeners = backend.section.with(|section| section.listeners.clone());
+    let _telling = Telling::begin();
     for listener in listeners {
         f(listener);
     }
@@ -372,8 +374,11 @@ impl Backend {
     /// `acquire` and `release` of the main context.
     ///
     /// # Errors
-    /// `Invalid` off the main loop.
+    /// `Invalid` off the main loop; `Busy` in a callback of a drained section (DRN-8).
     pub fn drained(&'static self) -> Result<DrainGuard, BlockError> {
+        if Telling::is_on() {
+            return Err(BlockError::Busy);
+        }
         self.begin(None)?;
         let guard = DrainGuard { backend: self };
         aio::wait_while(|| !self.is_quiet());

@@ -282,6 +282,9 @@ pub fn add_at(
     if find(name).is_some() || backend::named(name).is_some() {
         return refuse(Reason::NameInUse);
     }
+    if drain::Telling::is_on() {
+        return refuse(Reason::InCallback);
+    }
     let sections = drain::sections_over_all();
     let id = with(|graph| {
         let place = graph.nodes.iter().position(|node| node.driver.is_none())? as u16;
@@ -303,17 +306,20 @@ pub fn add_at(
     Ok(id)
 }
 
-/// Takes a node without edges out of the graph; its share of all drained sections ends with it.
+/// Takes a node without edges out of the graph; its share of all drained sections ends with it, which its driver hears.
 pub(super) fn remove(place: u16) {
-    with(|graph| {
+    let (driver, quiesce) = with(|graph| {
         let node = graph.node(place);
         debug_assert!(node.above == 0 && node.below == 0);
-        node.driver = None;
-        node.quiesce = 0;
         node.pins = 0;
         node.generation = node.generation.wrapping_add(1);
+        (node.driver.take(), core::mem::take(&mut node.quiesce))
     });
     link::forget_cached();
+    if let (Some(driver), true) = (driver, quiesce > 0) {
+        let _telling = drain::Telling::begin();
+        driver.drain_end();
+    }
 }
 
 /// The node's driver, unless the id is stale. Any core.

@@ -63,8 +63,8 @@ pub(super) fn start() {
     CHANGES.bind(0);
 }
 
-/// Puts `filter`, which has `child` below it already, between `child` and all that stand above it (but `filter` itself, and what
-/// stands below `filter`). `done` hears the outcome. Main loop only.
+/// Puts `filter`, which has `child` below it already or nothing, between `child` and all that stand above it (but `filter` itself,
+/// and what stands below `filter`). One with nothing below it is judged only when it is in its place. `done` hears the outcome. Main loop only.
 ///
 /// # Errors
 /// As for [`drain::drain_begin`]; stale ids; too many changes at once. Then `done` is not called.
@@ -116,6 +116,9 @@ pub fn move_begin(
 fn begin(what: What, done: ChangeDone, argument: usize) -> Result<(), Refusal> {
     let node = what.subject();
     let refuse = |reason| Err(Refusal::new(&arena::name(node).unwrap_or_default(), reason));
+    if drain::Telling::is_on() {
+        return refuse(Reason::InCallback);
+    }
     if arch::current_core() != Some(0) || caller_levels() != 0 {
         return refuse(Reason::NotMainLoop);
     }
@@ -278,12 +281,11 @@ fn insert(filter: NodeId, child: NodeId) -> Result<(), Refusal> {
     };
     let mut linked = false;
     for_each_below(above, |_, edge| linked |= edge.child == below);
-    if !linked {
-        return Err(Refusal::new(
-            &name_of(Parent::Node(above)),
-            Reason::NotAFilter,
-        ));
-    }
+    let edge = if linked {
+        None
+    } else {
+        Some(edit::link_filter(above, below)?)
+    };
     let mut users = Users::new();
     for_each_above(below, |_, edge| {
         // What the filter itself stands on must not end up above it.
@@ -292,7 +294,11 @@ fn insert(filter: NodeId, child: NodeId) -> Result<(), Refusal> {
             let _ = users.push((edge.parent, edge.slot));
         }
     });
-    edit::redirect(&users, below, above)
+    edit::redirect(&users, below, above).inspect_err(|_| {
+        if let Some(edge) = edge {
+            edit::unlink_filter(above, edge);
+        }
+    })
 }
 
 fn remove(filter: NodeId) -> Result<(), Refusal> {

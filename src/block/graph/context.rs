@@ -16,7 +16,7 @@ use crate::block::backend::{self, Backend};
 use crate::block::core_state;
 use crate::block::drain::kick as drain_kick;
 use crate::block::node::NodeId;
-use crate::config::{CONTEXT_NOTIFIERS, NODES};
+use crate::config::{CONTEXT_NOTIFIERS, MAX_CORES, NODES};
 use crate::sync::HomeCell;
 
 /// Who wants to know that a node or a backend changes its context; compared whole when it is removed (CTX-5).
@@ -156,12 +156,14 @@ impl Component {
         self.nodes().all(quiet_at)
     }
 
-    /// Asks everyone. Nothing has changed after a refusal.
-    fn check(self, core: CoreId) -> Result<(), Refusal> {
-        if core_state::started() & (1 << core) == 0 {
-            return Err(Refusal::new("", Reason::NoSuchCore));
-        }
-        if let Some(fixed) = self.backends().find(|b| b.context_is_fixed()) {
+    /// Asks everyone; `willing` goes even where its user must stay. Nothing has changed after a refusal.
+    fn check(self, core: CoreId, willing: Option<&'static Backend>) -> Result<(), Refusal> {
+        check_core(core)?;
+        let stays = |backend: &&'static Backend| {
+            let willing = willing.is_some_and(|willing| core::ptr::eq(willing, *backend));
+            backend.context_is_fixed() && !willing
+        };
+        if let Some(fixed) = self.backends().find(stays) {
             return Err(Refusal::new(
                 &fixed.name(),
                 Reason::ContextFixed(fixed.name()),
@@ -182,6 +184,15 @@ impl Component {
             }
         }
         Ok(())
+    }
+
+    /// What everyone took when asked is given back.
+    fn cancel(self) {
+        for place in self.nodes() {
+            if let Some(driver) = driver_at(place) {
+                driver.cancel_context();
+            }
+        }
     }
 
     /// Moves all of it. The component is quiet, and all have been asked.
@@ -275,24 +286,115 @@ pub fn move_quiet(id: NodeId, core: CoreId) -> Result<(), Refusal> {
     {
         return Ok(());
     }
-    component.check(core)?;
+    component.check(core, None)?;
     component.commit(core);
     drain_kick();
     Ok(())
 }
 
-/// Brings what will stand above and what will stand below an edge into one context (CTX-9). A parent without edges follows the child;
-/// else the child's component moves to the parent's context, or the other way round.
-pub(super) fn unify(above: u16, below: u16) -> Result<(), Refusal> {
+/// Moves a backend to `core`'s context, with all that hangs together with it, also where its user must stay ([`Backend::set_context_fixed`]):
+/// whoever asks for this one has asked its user (CTX-7). Without a root, only the backend itself moves (CTX-8). Main loop only, with all
+/// of it quiet.
+///
+/// # Errors
+/// As for [`move_quiet`].
+pub fn move_backend(backend: &'static Backend, core: CoreId) -> Result<(), Refusal> {
+    if arch::current_core() != Some(0) {
+        return Err(Refusal::new(&backend.name(), Reason::NotMainLoop));
+    }
+    let place = backend.root().and_then(|id| with(|graph| graph.place(id)));
+    let mut component = place.map_or_else(Component::default, Component::of);
+    component.add(Parent::Backend(backend.index() as u16));
+    if !component.is_quiet() || !backend.is_quiet() {
+        return Err(Refusal::new(&backend.name(), Reason::NotQuiet));
+    }
+    component.check(core, Some(backend))?;
+    component.commit(core);
+    drain_kick();
+    Ok(())
+}
+
+/// Brings a backend and the node that it is about to get into one context: the node moves where it can, else the backend (CTX-8, CTX-9).
+pub(crate) fn meet(backend: &'static Backend, root: NodeId) -> Result<(), Refusal> {
+    let Some(place) = with(|graph| graph.place(root)) else {
+        return Err(Refusal::new(&backend.name(), Reason::NoSuchNode));
+    };
+    let (own, theirs) = (backend.home(), home_at(place));
+    if own == theirs {
+        return Ok(());
+    }
+    let component = Component::of(place);
+    // The backend is where it shall be.
+    if component.is_quiet() && component.check(own, Some(backend)).is_ok() {
+        component.commit(own);
+        return Ok(());
+    }
+    if backend.context_is_fixed() {
+        return Err(Refusal::new(
+            &backend.name(),
+            Reason::ContextFixed(backend.name()),
+        ));
+    }
+    backend.set_home(theirs);
+    Ok(())
+}
+
+fn check_core(core: CoreId) -> Result<(), Refusal> {
+    if core >= MAX_CORES || core_state::started() & (1 << core) == 0 {
+        return Err(Refusal::new("", Reason::NoSuchCore));
+    }
+    Ok(())
+}
+
+/// A node is about to go: what is left of a move of it, and those who watch it, go along.
+pub(super) fn forget(id: NodeId) {
+    let place = with(|graph| graph.place(id));
+    STATE.with(|state| {
+        if let Some(place) = place {
+            state.moving &= !(1 << place);
+        }
+        for (watched, notifier) in &mut state.notifiers {
+            if *watched == Watched::Node(id) {
+                *notifier = None;
+            }
+        }
+        if !state.walking {
+            state.notifiers.retain(|(_, notifier)| notifier.is_some());
+        }
+    });
+}
+
+/// A move to which everyone has agreed, not made yet.
+#[must_use = "what was taken for the move is given back or used"]
+pub(super) struct Plan(Option<(Component, CoreId)>);
+
+impl Plan {
+    /// Moves.
+    pub(super) fn commit(self) {
+        if let Some((component, core)) = self.0 {
+            component.commit(core);
+        }
+    }
+
+    /// Stays.
+    pub(super) fn cancel(self) {
+        if let Some((component, _)) = self.0 {
+            component.cancel();
+        }
+    }
+}
+
+/// How to bring what will stand above and what will stand below an edge into one context (CTX-9): a parent without edges follows the
+/// child; else the child's component moves to the parent's context, or the other way round.
+pub(super) fn plan(above: u16, below: u16) -> Result<Plan, Refusal> {
     let (upper, lower) = (home_at(above), home_at(below));
     if upper == lower {
-        return Ok(());
+        return Ok(Plan(None));
     }
     let (parents, children) = (Component::of(above), Component::of(below));
     let lone = parents.nodes.count_ones() == 1 && parents.backends == 0;
-    if !lone && children.is_quiet() && children.check(upper).is_ok() {
-        children.commit(upper);
-        return Ok(());
+    if !lone && children.is_quiet() && children.check(upper, None).is_ok() {
+        return Ok(Plan(Some((children, upper))));
     }
     if !parents.is_quiet() {
         return Err(Refusal::new(
@@ -300,7 +402,6 @@ pub(super) fn unify(above: u16, below: u16) -> Result<(), Refusal> {
             Reason::NotQuiet,
         ));
     }
-    parents.check(lower)?;
-    parents.commit(lower);
-    Ok(())
+    parents.check(lower, None)?;
+    Ok(Plan(Some((parents, lower))))
 }

@@ -199,7 +199,11 @@ fn begin(index: usize, state: State) {
     let begun = match state.node {
         Some(id) => begin_no_wait(id)
             .and_then(|()| drain::when_quiet(id, done).inspect_err(|_| drain::drain_end(id))),
-        None => drain::drain_all_begin(done),
+        // As for a node: also while the main loop holds a lock and waits.
+        None => {
+            drain::begin_all();
+            drain::when_all_quiet(done).inspect_err(|_| drain::drain_all_end())
+        }
     };
     if let Err(error) = begun {
         {

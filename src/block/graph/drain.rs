@@ -26,6 +26,30 @@ use crate::sync::{HomeCell, caller_levels};
 /// Sections over everything: what is created meanwhile starts with so many (DRN-18).
 static SECTIONS: AtomicU32 = AtomicU32::new(0);
 
+/// Drivers and listeners that are being told of something just now, one inside the other. Main loop only.
+static TELLING: AtomicU32 = AtomicU32::new(0);
+
+/// While this lives, drivers and listeners are being told: the graph stays as it is, and nobody waits (DRN-8).
+pub(crate) struct Telling(());
+
+impl Telling {
+    pub(crate) fn begin() -> Self {
+        TELLING.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+
+    /// Whether somebody is being told.
+    pub(crate) fn is_on() -> bool {
+        TELLING.load(Ordering::Relaxed) != 0
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        TELLING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What somebody waits for to be quiet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Target {
@@ -58,6 +82,7 @@ pub(super) fn begin_at(place: u16) {
     if !first {
         return;
     }
+    let _telling = Telling::begin();
     for_each_above(place, |edge, _| quiesce_edge(edge));
     if let Some(driver) = driver_at(place) {
         driver.drain_begin();
@@ -75,6 +100,7 @@ pub(super) fn end_at(place: u16) {
     if !last {
         return;
     }
+    let _telling = Telling::begin();
     if let Some(driver) = driver_at(place) {
         driver.drain_end();
     }
@@ -212,6 +238,15 @@ fn may_begin() -> Result<(), BlockError> {
     main_loop()
 }
 
+/// Whether the caller may wait in a nested loop for what others do.
+fn may_wait() -> Result<(), BlockError> {
+    main_loop()?;
+    if Telling::is_on() {
+        return Err(BlockError::Busy);
+    }
+    Ok(())
+}
+
 fn main_loop() -> Result<(), BlockError> {
     if arch::current_core() == Some(0) {
         Ok(())
@@ -283,8 +318,9 @@ pub fn when_all_quiet(done: Callback) -> Result<(), BlockError> {
 /// between `acquire` and `release` of the main context.
 ///
 /// # Errors
-/// `Invalid` off the main loop; `NoMedium` for a stale id.
+/// `Invalid` off the main loop; `NoMedium` for a stale id; `Busy` in a callback of a drained section (DRN-8).
 pub fn drained(id: NodeId) -> Result<NodeDrained, BlockError> {
+    may_wait()?;
     begin_no_wait(id)?;
     let guard = NodeDrained(id);
     aio::wait_while(|| !is_quiet(id));
@@ -313,7 +349,8 @@ pub fn drain_all_begin(done: Callback) -> Result<(), BlockError> {
     Ok(())
 }
 
-fn begin_all() {
+/// Begins a section over everything without anybody waiting for it. Main loop only.
+pub(super) fn begin_all() {
     SECTIONS.fetch_add(1, Ordering::Relaxed);
     arena::for_each_node(|id| {
         if let Some(place) = with(|graph| graph.place(id)) {
@@ -343,9 +380,9 @@ pub fn drain_all_end() {
 /// Begins a section over everything and waits until it is quiet; the guard ends it. Main loop only, outside coroutines.
 ///
 /// # Errors
-/// `Invalid` off the main loop.
+/// `Invalid` off the main loop; `Busy` in a callback of a drained section (DRN-8).
 pub fn drained_all() -> Result<AllDrained, BlockError> {
-    main_loop()?;
+    may_wait()?;
     begin_all();
     let guard = AllDrained(());
     aio::wait_while(|| !all_quiet());

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::arena::{self, Edge, Parent, driver_at, for_each_above, for_each_below, name_of, with};
-use super::drain::{quiesce_edge, quiet_at, release_parent};
+use super::drain::{Telling, quiesce_edge, quiet_at, release_parent};
 use super::link;
 use super::permissions::{Access, Permissions};
 use super::refusal::{Reason, Refusal};
@@ -26,6 +26,9 @@ fn refuse_at(place: u16, reason: Reason) -> Refusal {
 fn place_of(id: NodeId) -> Result<u16, Refusal> {
     if arch::current_core() != Some(0) {
         return Err(refuse(id, Reason::NotMainLoop));
+    }
+    if Telling::is_on() {
+        return Err(refuse(id, Reason::InCallback));
     }
     with(|graph| graph.place(id)).ok_or_else(|| refuse(id, Reason::NoSuchNode))
 }
@@ -257,16 +260,21 @@ pub fn attach(parent: NodeId, slot: usize, child: NodeId) -> Result<(), Refusal>
     if !quiet_at(above) {
         return Err(refuse(parent, Reason::NotQuiet));
     }
-    super::context::unify(above, below)?;
-    let edge = link_edge(Parent::Node(above), slot as u8, below, Permissions::NONE)
-        .ok_or_else(|| refuse(parent, Reason::NoRoom("edges")))?;
+    let plan = super::context::plan(above, below)?;
+    let linked = link_edge(Parent::Node(above), slot as u8, below, Permissions::NONE);
+    let Some(edge) = linked else {
+        plan.cancel();
+        return Err(refuse(parent, Reason::NoRoom("edges")));
+    };
     driver.child_changed();
     let checked = check_size(above).and_then(|()| settle_permissions());
     if let Err(refusal) = checked {
         unlink_edge(edge);
         driver.child_changed();
+        plan.cancel();
         return Err(refusal);
     }
+    plan.commit();
     arena::changed_at(above);
     Ok(())
 }
@@ -316,6 +324,37 @@ pub(super) fn move_edge(place: u16, child: u16) -> bool {
     true
 }
 
+/// Puts a filter that stands on nothing yet above `child`, without asking what its users may do: legal or not is decided when the
+/// users have come to stand above it ([`redirect`]). Gives the edge.
+pub(super) fn link_filter(filter: u16, child: u16) -> Result<u16, Refusal> {
+    let not_a_filter = || refuse_at(filter, Reason::NotAFilter);
+    let driver = driver_at(filter).ok_or_else(not_a_filter)?;
+    let slot = driver.filtered().ok_or_else(not_a_filter)?;
+    if edge_in(filter, slot).is_some() {
+        return Err(not_a_filter());
+    }
+    if reaches(child, filter) {
+        return Err(refuse_at(filter, Reason::Cycle));
+    }
+    if !quiet_at(filter) {
+        return Err(refuse_at(filter, Reason::NotQuiet));
+    }
+    super::context::plan(filter, child)?.commit();
+    let edge = link_edge(Parent::Node(filter), slot as u8, child, Permissions::NONE)
+        .ok_or_else(|| refuse_at(filter, Reason::NoRoom("edges")))?;
+    driver.child_changed();
+    Ok(edge)
+}
+
+/// Undoes [`link_filter`].
+pub(super) fn unlink_filter(filter: u16, edge: u16) {
+    unlink_edge(edge);
+    if let Some(driver) = driver_at(filter) {
+        driver.child_changed();
+    }
+    let _ = settle_permissions();
+}
+
 /// Puts `child` in the place of what `parent` has in `slot`. Main loop only.
 ///
 /// # Errors
@@ -338,11 +377,14 @@ pub(super) fn redirect(users: &[(Parent, u8)], old: u16, new: u16) -> Result<(),
             return Err(Refusal::new(&name_of(*parent), Reason::NotQuiet));
         }
     }
-    super::context::unify(old, new)?;
+    let plan = super::context::plan(old, new)?;
     move_all(users, new);
     let checked = check_size(new).and_then(|()| settle_permissions());
-    if checked.is_err() {
+    if checked.is_ok() {
+        plan.commit();
+    } else {
         move_all(users, old);
+        plan.cancel();
     }
     users.iter().for_each(|(parent, _)| tell(*parent));
     checked
@@ -382,6 +424,7 @@ pub fn delete(id: NodeId) -> Result<(), Refusal> {
         }
     }
     let _ = settle_permissions();
+    super::context::forget(id);
     arena::remove(place);
     driver.release();
     // Who waits for this node to be quiet has waited long enough (DRN-19).

@@ -49,6 +49,8 @@ pub enum Reason {
     NoSuchCore,
     /// Only the main loop may do this, and only without a context lock.
     NotMainLoop,
+    /// Asked from inside a callback that must leave the graph as it is (DRN-8).
+    InCallback,
     /// The node itself refuses.
     Node(BlockError),
 }
@@ -103,6 +105,9 @@ impl fmt::Display for Refusal {
             Reason::NoSuchCore => f.write_str("no such core"),
             Reason::NotMainLoop => {
                 f.write_str("only the main loop may do this, without a context lock")
+            }
+            Reason::InCallback => {
+                f.write_str("not while nodes and users are being told of something")
             }
             Reason::Node(error) => write!(f, "{error}"),
         }

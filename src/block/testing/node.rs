@@ -45,7 +45,9 @@ pub struct TestNode {
     /// Requests that came while the driver was drained.
     slipped: AtomicUsize,
     heard: Mutex<Vec<Heard>>,
-    child_permissions: Mutex<Option<Permissions>>,
+    /// By slot.
+    child_permissions: Mutex<[Option<Permissions>; 4]>,
+    hook: Mutex<Option<fn(Heard)>>,
     read_only: AtomicBool,
 }
 
@@ -73,7 +75,8 @@ impl TestNode {
             submitted: AtomicUsize::new(0),
             slipped: AtomicUsize::new(0),
             heard: Mutex::new(Vec::new()),
-            child_permissions: Mutex::new(None),
+            child_permissions: Mutex::new([None; 4]),
+            hook: Mutex::new(None),
             read_only: AtomicBool::new(false),
         }))
     }
@@ -126,7 +129,17 @@ impl TestNode {
 
     /// What it needs of its children, instead of what is needed of it.
     pub fn set_child_permissions(&self, permissions: Option<Permissions>) {
-        *self.lock(&self.child_permissions) = permissions;
+        *self.lock(&self.child_permissions) = [permissions; 4];
+    }
+
+    /// The same for one child.
+    pub fn set_permissions_of(&self, slot: usize, permissions: Option<Permissions>) {
+        self.lock(&self.child_permissions)[slot] = permissions;
+    }
+
+    /// Calls `hook` from inside whatever the graph tells the node.
+    pub fn set_hook(&self, hook: Option<fn(Heard)>) {
+        *self.lock(&self.hook) = hook;
     }
 
     /// Cannot be written.
@@ -166,6 +179,10 @@ impl TestNode {
 
     fn hear(&self, what: Heard) {
         self.lock(&self.heard).push(what);
+        let hook = *self.lock(&self.hook);
+        if let Some(hook) = hook {
+            hook(what);
+        }
     }
 
     fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
@@ -222,8 +239,8 @@ impl NodeDriver for TestNode {
         &self.links
     }
 
-    fn permissions(&self, _slot: usize, above: Permissions) -> Permissions {
-        self.lock(&self.child_permissions).unwrap_or(above)
+    fn permissions(&self, slot: usize, above: Permissions) -> Permissions {
+        self.lock(&self.child_permissions)[slot].unwrap_or(above)
     }
 
     fn drain_begin(&'static self) {
