@@ -1,8 +1,13 @@
 //! Host tests of the block layer: several cores stepped in one thread, over the scripted disk.
 
+mod catalogue_drain;
+mod catalogue_drain_gone;
+mod catalogue_graph;
+mod catalogue_iothread;
 mod drain;
 mod durability;
 mod graph_changes;
+mod graph_rig;
 mod images;
 mod instruments;
 mod layered;
@@ -12,6 +17,12 @@ mod nodes;
 mod paths;
 mod pool;
 mod queues;
+mod rules_context;
+mod rules_context_moves;
+mod rules_counts;
+mod rules_drain;
+mod rules_drain_graph;
+mod rules_exports;
 mod scans;
 mod spares;
 mod tables;
