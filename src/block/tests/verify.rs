@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::block::graph;
 use crate::block::node::verify::{Options, create, mismatches};
 use crate::config::{VERIFY_PAGES, VERIFY_WINDOW};
 use crate::sync::PAGE_SIZE;
@@ -347,6 +348,63 @@ fn a_small_read_does_not_pass_a_large_one_that_waits_for_memory() {
     let order: Vec<u64> = done().iter().map(|done| done.tag).collect();
     let expected: Vec<u64> = (0..tag).chain([100, 101]).collect();
     assert_eq!(order, expected);
+    rig.finish();
+}
+
+static CHANGED: Mutex<Vec<(usize, bool)>> = Mutex::new(Vec::new());
+
+fn changed(argument: usize, result: Result<(), graph::Refusal>) {
+    CHANGED.lock().unwrap().push((argument, result.is_ok()));
+}
+
+#[test]
+fn it_comes_between_and_goes_again_under_load() {
+    let mut rig = rig(2);
+    let [a, b] = [0, 1].map(|_| disk(with_everything(1 << 20)));
+    CHANGED.lock().unwrap().clear();
+    let backend = rig.backend(a.1);
+    rig.nodes.push(b.1);
+    for device in [a.0, b.0] {
+        device.set_automatic(true);
+    }
+    let children = [a.1, b.1];
+    let verify = on(0, || create(&name(), Options { children })).unwrap();
+    submit(1, backend, write(0, 512, 1), 0);
+    rig.settle();
+    assert_eq!(operations(b.0), [], "not yet");
+    // What was written before is on one child alone; the rest is written on both from now on.
+    a.0.set_automatic(false);
+    submit(1, backend, write(4096, 4096, 2), 1);
+    rig.settle();
+    on(0, || graph::change::insert_begin(verify, a.1, &changed, 1)).unwrap();
+    rig.settle();
+    submit(1, backend, write(8192, 4096, 3), 2);
+    rig.settle();
+    assert_eq!(*CHANGED.lock().unwrap(), [], "a request is under way");
+    a.0.set_automatic(true);
+    finish(1, a.0);
+    rig.settle();
+    assert_eq!(*CHANGED.lock().unwrap(), [(1, true)]);
+    submit(1, backend, read(8192, 4096), 3);
+    submit(1, backend, read(4096, 4096), 4);
+    rig.settle();
+    let ok = Ok(());
+    assert_eq!(
+        results(),
+        [(0, ok), (1, ok), (2, ok), (3, ok), (4, Err(BlockError::Io))]
+    );
+    assert_eq!(mismatches(verify), Some((1, 4096)));
+    // Nobody else may write to a child that is compared.
+    let writer = graph::Permissions::SHARED_WRITER;
+    assert!(on(0, || Backend::open("other", "test", Some(b.1), writer)).is_err());
+    on(0, || graph::change::remove_begin(verify, &changed, 2)).unwrap();
+    rig.settle();
+    assert_eq!(*CHANGED.lock().unwrap(), [(1, true), (2, true)]);
+    assert_eq!(backend.root(), Some(a.1), "the first child takes its place");
+    assert_eq!(mismatches(verify), None);
+    submit(1, backend, read(4096, 4096), 5);
+    rig.settle();
+    assert_eq!(results(), [(5, Ok(()))]);
     rig.finish();
 }
 
