@@ -620,20 +620,22 @@ fn null_and_ram_nodes_are_free_again_when_deleted() {
 /// What one node left in its pages is not the next one's.
 #[test]
 fn pages_of_a_deleted_ram_node_come_back_as_zeroes() {
+    // All of them, so that the second one has what the first one had.
+    let size = crate::config::RAM_PAGES as u64 * 4096;
     for round in 0..2 {
         let mut rig = rig(1);
         let node = on(0, || {
-            ram::create_from_pages(&unique("own"), 256 * 1024, 4096)
+            ram::create_from_pages(&unique("own"), size as usize, 4096)
         })
         .unwrap();
         let backend = rig.backend(node);
-        let status = backend.block_status(0, 256 * 1024).unwrap();
-        assert_eq!((status.len, status.hole), (256 * 1024, true));
-        submit(0, backend, read(0, 256 * 1024), 1);
+        let status = backend.block_status(0, size).unwrap();
+        assert_eq!((status.len, status.hole), (size, true));
+        submit(0, backend, read(0, size), 1);
         rig.settle();
         assert!(done()[0].data.iter().all(|b| *b == 0), "round {round}");
-        submit(0, backend, write(4096, 128 * 1024, 7), 2);
-        submit(0, backend, read(4096, 128 * 1024), 3);
+        submit(0, backend, write(4096, size / 2, 7), 2);
+        submit(0, backend, read(4096, size / 2), 3);
         rig.settle();
         assert!(done()[1].data.iter().all(|b| *b == 7));
         rig.finish();
