@@ -182,6 +182,7 @@ impl Backend {
         backend.home.store(0, Ordering::Relaxed);
         for core in backend.cores.iter() {
             core.counters.clear();
+            core.latencies.clear();
         }
         {
             let mut meta = backend.meta.lock();
@@ -434,6 +435,7 @@ impl Backend {
         let mut totals = Totals::default();
         for core in self.cores.iter() {
             core.counters.add_to(&mut totals);
+            core.latencies.add_to(&mut totals);
         }
         totals
     }

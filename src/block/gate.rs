@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::accounting::Counters;
+use super::accounting::{Counters, Latencies};
 use super::backend::{Backend, NO_PARKING};
 use super::node::NodeDriver;
 use super::request::{RequestRecord, complete};
@@ -34,6 +34,7 @@ pub(crate) struct PerCore {
     /// Last generation that this core answered.
     pub(crate) answered: AtomicU64,
     pub(super) counters: Counters,
+    pub(super) latencies: Latencies,
 }
 
 impl PerCore {
@@ -51,6 +52,7 @@ impl PerCore {
             owes: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             counters: Counters::new(),
+            latencies: Latencies::new(),
         }
     }
 }
@@ -75,7 +77,7 @@ impl PerCore {
     pub(super) fn account(&self, record: &RequestRecord, latency_ns: u64) {
         self.counters
             .book(record.operation, record.len, record.result);
-        self.counters.book_latency(latency_ns);
+        self.latencies.book(record.operation, latency_ns);
     }
 
     #[cold]

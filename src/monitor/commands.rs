@@ -75,8 +75,7 @@ struct Command {
 
 /// Most that `poll` takes, in us.
 const MAX_POLL_US: u64 = 1_000_000;
-const INFO: &str =
-    "info cores|contexts|disks|nodes|kinds|partitions|exports|connections|drain|memory|version";
+const INFO: &str = "info cores|contexts|disks|nodes|backends|kinds|partitions|exports|connections|drain|memory|version";
 const DISK: &str = "disk vdN reset";
 const POLL: &str = "poll off|MICROSECONDS";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
@@ -207,6 +206,7 @@ fn info(
         "contexts" => contexts(out)?,
         "disks" => disks::list(out)?,
         "nodes" => nodes::list(out)?,
+        "backends" => nodes::list_backends(out)?,
         "partitions" => nodes::list_partitions(out)?,
         "kinds" => kinds::list(out)?,
         "drain" => disks::drain(out)?,

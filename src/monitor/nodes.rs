@@ -5,9 +5,9 @@ use core::fmt::{self, Write};
 
 use heapless::String;
 
-use super::format::Size;
+use super::format::{Duration, Size};
 use crate::block::graph::{self, drain};
-use crate::block::{self, NodeId, partitions};
+use crate::block::{self, NodeId, Operation, partitions};
 
 /// `info nodes`.
 pub(super) fn list(out: &mut dyn Write) -> fmt::Result {
@@ -75,6 +75,49 @@ fn line(out: &mut dyn Write, id: NodeId) -> fmt::Result {
         out.write_str("-")?;
     }
     writeln!(out)
+}
+
+/// `info backends`: who uses the graph, and what came of it.
+pub(super) fn list_backends(out: &mut dyn Write) -> fmt::Result {
+    if block::backends().next().is_none() {
+        return writeln!(out, "no backends");
+    }
+    writeln!(
+        out,
+        "backend                  user       root                             core flying parked"
+    )?;
+    for backend in block::backends() {
+        let root = backend.root().and_then(graph::name).unwrap_or_default();
+        writeln!(
+            out,
+            "{:<24} {:<10} {:<32} {:>4} {:>6} {:>6}",
+            backend.name(),
+            backend.user(),
+            if root.is_empty() { "-" } else { &root },
+            backend.home(),
+            backend.in_flight(),
+            backend.parked(),
+        )?;
+        let totals = backend.stats();
+        for operation in Operation::ALL {
+            let index = operation.index();
+            let (done, failed) = (totals.operations[index], totals.errors[index]);
+            if done + failed == 0 {
+                continue;
+            }
+            let most = |share| Duration(totals.latency_ns(operation, share).unwrap_or(0));
+            writeln!(
+                out,
+                "    {:<12} {done:>10} done {failed:>6} failed {:>10}, half in {}, 99 % in {}, 99.9 % in {}",
+                operation.name(),
+                Size(totals.bytes[index]),
+                most(500),
+                most(990),
+                most(999),
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// `info partitions`: what the scans have found, and what was wrong with it.
