@@ -15,7 +15,7 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
 use ironthread::block::node::{NodeId, null, ram};
-use ironthread::block::{self, Backend, BlockError, Operation};
+use ironthread::block::{self, BlockError, Operation};
 use ironthread::export::{self, nbd};
 use ironthread_engine::cores;
 use ironthread_engine::device::{Fault, TestDevice};
@@ -171,16 +171,9 @@ fn export_all(disks: &[Disk]) {
             Disk::Null(name, _) => (name, "nothing", true),
             Disk::File(name, _, read_only) => (name, "file", !read_only),
         };
-        let backend = node(disk)
-            .and_then(|node| Backend::create(name, "nbd", node))
-            .expect("a backend");
-        export::add(
-            name,
-            &format!("{kind} of the test engine"),
-            backend,
-            writable,
-        )
-        .expect("an export");
+        let node = node(disk).expect("a node");
+        let description = format!("{kind} of the test engine");
+        export::serve(node, name, &description, writable).expect("an export");
     }
 }
 

@@ -208,7 +208,7 @@ fn long_writes_to_large_blocks() {
     for block in [16_384u32, 32_768, 65_536] {
         let name = format!("large{block}");
         let node = ram::create(&name, Vec::leak(vec![0; 1 << 20]), block).unwrap();
-        let backend = Backend::create(&name, "nbd", node).unwrap();
+        let backend = Backend::create(&format!("{name}-backend"), "nbd", node).unwrap();
         export::add(&name, "", backend, true).unwrap();
         let mut client = Client::simple(&bench, &name);
         let data = pattern(u64::from(block), 1 << 19);
