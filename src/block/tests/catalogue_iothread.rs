@@ -185,13 +185,17 @@ fn without_medium() -> (Rig, &'static Backend) {
 #[test]
 fn block_backend_drain_aio_error() {
     let (rig, backend) = without_medium();
-    let guard = rig.with_others(|| on(0, || backend.drained().unwrap()));
+    let seen = rig.with_others(|| {
+        on(0, || {
+            let _section = backend.drained().unwrap();
+            results()
+        })
+    });
     assert_eq!(
-        results(),
+        seen,
         [(3, Err(BlockError::NoMedium))],
         "over before the drain is"
     );
-    on(0, || drop(guard));
     delete_backend(&rig, backend);
     rig.finish();
 }
@@ -200,10 +204,13 @@ fn block_backend_drain_aio_error() {
 #[test]
 fn block_backend_drain_all_aio_error() {
     let (rig, backend) = without_medium();
-    let guard = rig.with_others(|| on(0, || graph::drain::drained_all().unwrap()));
-    assert_eq!(results(), [(3, Err(BlockError::NoMedium))]);
-    assert!(rig.quiet(backend));
-    on(0, || drop(guard));
+    let seen = rig.with_others(|| {
+        on(0, || {
+            let _section = graph::drain::drained_all().unwrap();
+            (results(), backend.is_quiet())
+        })
+    });
+    assert_eq!(seen, (Vec::from([(3, Err(BlockError::NoMedium))]), true));
     assert_eq!(on(0, || backend.quiesce_count()), 0);
     delete_backend(&rig, backend);
     rig.finish();

@@ -231,9 +231,13 @@ fn drn_22_a_wait_over_all_contexts_is_woken_by_each() {
                 core as u64,
             );
         }
-        let guard = rig.with_others(|| on(0, || drain::drained_all().unwrap()));
-        assert_eq!(done().len(), 3, "round {round}");
-        on(0, || drop(guard));
+        let ended = rig.with_others(|| {
+            on(0, || {
+                let _section = drain::drained_all().unwrap();
+                done().len()
+            })
+        });
+        assert_eq!(ended, 3, "round {round}");
     }
     rig.settle();
     rig.finish();
