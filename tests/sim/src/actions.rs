@@ -1,7 +1,7 @@
 //! What the main loop does at random moments: drained sections, resizing, exports that go and come, disks that break, changes of
 //! the graph.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ironthread::aio::Callback;
 use ironthread::block::graph::drain;
@@ -18,6 +18,9 @@ const ALL: usize = 8;
 
 /// From this one on, of a hundred, the operator has a look at a disk.
 const OPERATOR: usize = 85;
+
+/// Disks may ask for a reset while one moves.
+pub static RESET_WHILE_MOVING: AtomicBool = AtomicBool::new(false);
 
 fn quiet(which: usize) {
     QUIET[which].fetch_add(1, Ordering::SeqCst);
@@ -41,6 +44,21 @@ pub struct Actions {
 /// The node on which section number `n` is.
 fn node(world: &World, n: usize) -> NodeId {
     world.disks[n - world.exports.len()].disk.node()
+}
+
+/// A disk becomes larger, if it can.
+fn grow(world: &mut World, disk: usize) {
+    let sim = &world.disks[disk];
+    let capacity = sim.port.state().capacity;
+    let room = (SECTORS - capacity) / sim.block as usize;
+    if room > 0 {
+        let more = 1 + world.random.below(room.min(8));
+        let capacity = capacity + more * sim.block as usize;
+        sim.port.grow(capacity);
+        world
+            .trace
+            .note("grow", [disk as u64, capacity as u64, 0, 0]);
+    }
 }
 
 impl Actions {
@@ -80,6 +98,12 @@ impl Actions {
         }
         let export = world.random.below(world.exports.len());
         let disk = world.random.below(world.disks.len());
+        let gone = (0..world.served).find(|n| !world.exports[*n].present);
+        if let Some(gone) = gone
+            && world.random.chance(1, 3)
+        {
+            self.export(world, gone);
+        }
         let section = world.random.below(self.sections.len());
         let mut what = world.random.below(100);
         let ill = world.disks[disk].disk.state() != DiskState::Online;
@@ -90,10 +114,10 @@ impl Actions {
             .trace
             .note("action", [what as u64, export as u64, disk as u64, 0]);
         match what {
-            0..17 => self.begin(world, section),
-            17..40 => self.end(world, section),
-            40..44 => self.begin_all(),
-            44..54 => self.end_all(),
+            0..7 => self.begin(world, section),
+            7..40 => self.end(world, section),
+            40..42 => self.begin_all(),
+            42..54 => self.end_all(),
             54..76 => self.changes.some(world),
             76..80 => {
                 let mut state = world.disks[disk].port.state();
@@ -103,19 +127,10 @@ impl Actions {
                 let mut state = world.disks[disk].port.state();
                 state.silent = !state.silent;
             }
-            83..OPERATOR => {
-                world.faults.reset[disk] = true;
-                world.disks[disk].port.ask_reset();
-            }
+            83..OPERATOR => self.ask_reset(world, disk),
             OPERATOR..90 => self.operator(world, disk),
             90..93 => {
-                let sim = &world.disks[disk];
-                let capacity = sim.port.state().capacity;
-                let room = (SECTORS - capacity) / sim.block as usize;
-                if room > 0 {
-                    let more = 1 + world.random.below(room.min(8));
-                    sim.port.grow(capacity + more * sim.block as usize);
-                }
+                grow(world, disk);
             }
             _ => self.export(world, export),
         }
@@ -159,6 +174,14 @@ impl Actions {
         }
     }
 
+    /// A disk asks for a reset; while one moves only if that was asked for.
+    fn ask_reset(&self, world: &mut World, disk: usize) {
+        if !self.changes.moving() || RESET_WHILE_MOVING.load(Ordering::Relaxed) {
+            world.faults.reset[disk] = true;
+            world.disks[disk].port.ask_reset();
+        }
+    }
+
     /// The operator's `disk vdN reset`.
     fn operator(&mut self, world: &mut World, disk: usize) {
         let sim = &world.disks[disk];
@@ -195,6 +218,15 @@ impl Actions {
     /// After each step: checks what has to hold in a quiet section.
     pub fn look(&mut self, world: &mut World) -> Result<(), String> {
         self.changes.look(world);
+        if self.changes.moving() && !self.winding_up && world.random.chance(1, 30) {
+            // What a device says while its disk moves must not get lost.
+            let disk = world.random.below(world.disks.len());
+            if world.random.chance(1, 4) {
+                self.ask_reset(world, disk);
+            } else {
+                grow(world, disk);
+            }
+        }
         world.look_for_quiet();
         for (n, export) in world.exports.iter().enumerate() {
             if !world.quiet[n] {

@@ -68,6 +68,15 @@ impl Changes {
             0..4 => {
                 let core = world.random.below(world.cores);
                 let number = self.number();
+                world.trace.note(
+                    "move",
+                    [
+                        disk as u64,
+                        core as u64,
+                        number as u64,
+                        world.disks[disk].blk.home() as u64,
+                    ],
+                );
                 if on(0, || change::move_begin(node, core, &over, number)).is_ok() {
                     self.under_way.push((number, What::Move));
                 } else {

@@ -200,7 +200,7 @@ impl Client {
                 if self.ops.is_empty() {
                     self.leave(around);
                 }
-            } else if around.random.chance(1, 150) {
+            } else if around.random.chance(1, 50) {
                 self.break_off(around);
             } else {
                 for _ in 0..1 + around.random.below(3) {
@@ -220,8 +220,9 @@ impl Client {
         if part > 0 && random.chance(1, 3) {
             part = 1 + random.below(part);
         }
-        let window = random.pick(&[usize::MAX, usize::MAX, usize::MAX, 4096, 100]);
-        let lend = random.pick(&[usize::MAX, usize::MAX, 1000, 13]);
+        // Mostly all at once, sometimes in crumbs.
+        let window = [usize::MAX, 4096, 100][random.below(24).saturating_sub(21)];
+        let lend = [usize::MAX, 1000, 13][random.below(24).saturating_sub(21)];
         let moved = network::wire(self.slot, |wire| {
             wire.to_server.extend(self.outbox.drain(..part));
             let opened = window > wire.window && wire.unsent() > 0;
@@ -237,7 +238,7 @@ impl Client {
 
     /// The connection ends, in order or not, with requests under way or not.
     fn break_off(&mut self, around: &mut Around<'_>) {
-        match around.random.below(3) {
+        match around.random.below(5) {
             0 => self.leave(around),
             1 => {
                 around

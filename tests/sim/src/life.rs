@@ -248,7 +248,7 @@ impl World {
     ) -> Result<(), String> {
         // Into what the power cut is to fall, if it can.
         let wanted = (seed as usize + number as usize) % 6;
-        let steps = 200 + self.random.below(3000);
+        let steps = 300 + self.random.below(7000);
         let end = steps + 2000;
         for step in 0..end {
             self.step(actions)?;
@@ -414,7 +414,7 @@ impl World {
                 let slot = on(self.network, network::open);
                 // Mostly where it was.
                 let mut export = self.clients[n].export;
-                if self.random.chance(1, 3) {
+                if self.random.chance(1, 4) || !self.exports[export].present {
                     export = self.random.below(self.served);
                 }
                 let structured = self.random.chance(1, 2);
@@ -544,10 +544,11 @@ impl World {
             && self.clients.iter().all(|c| c.phase == Phase::Idle)
             && self.raws.iter().all(Raw::is_idle)
             && (0..ironthread::config::SESSIONS).all(|slot| nbd::server().ready(slot))
-            && self
-                .disks
-                .iter()
-                .all(|d| d.disk.state() == DiskState::Online && d.port.state().pending() == 0)
+            && self.disks.iter().all(|d| {
+                d.disk.state() == DiskState::Online
+                    && d.port.state().pending() == 0
+                    && d.edges == d.port.edges()
+            })
     }
 
     fn nothing_is_left(&mut self) -> Result<(), String> {
@@ -563,6 +564,12 @@ impl World {
                     "{}: {left:?} requests are in flight or parked at the end",
                     export.name
                 ));
+            }
+        }
+        for export in &self.exports {
+            let capacity = self.disks[export.disk].port.state().capacity;
+            if export.backend.size() != (capacity * SECTOR) as u64 {
+                return Err(format!("{} did not hear of its size", export.name));
             }
         }
         for core in 0..self.cores {
