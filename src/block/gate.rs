@@ -113,7 +113,8 @@ impl Backend {
         }
     }
 
-    /// The root, and how many spare records a request of its graph needs; remembered until the gate moves.
+    /// The root, and how many spare records a request of its graph needs; remembered until the gate moves. Behind a closed one it may
+    /// be another any time.
     pub(super) fn find_root(&self, core: CoreId) -> Option<(&'static dyn NodeDriver, usize)> {
         let cell = &self.cores.get(core).gate;
         if let Some(found) = cell.with(|gate| gate.costly.or(gate.root.map(|root| (root, 0)))) {
@@ -122,6 +123,7 @@ impl Backend {
         let root = self.root_driver()?;
         let cost = usize::from(root.info().cost);
         cell.with(|gate| match cost {
+            _ if gate.parking => {}
             0 => gate.root = Some(root),
             _ => gate.costly = Some((root, cost)),
         });

@@ -287,10 +287,19 @@ pub fn begin_no_wait(id: NodeId) -> Result<(), BlockError> {
     Ok(())
 }
 
-/// Ends a section on the node. Never waits. A node that is gone took its sections with it. Main loop only.
+/// Ends a section on the node. Never waits. A node that is gone took its sections with it. Whoever still waits for it to be quiet, and
+/// for whom no section is left, waits no longer: he is called as well. Main loop only.
 pub fn drain_end(id: NodeId) {
     if let Some(place) = with(|graph| graph.place(id)) {
         end_at(place);
+        kick_waiting();
+    }
+}
+
+/// A section is over: those who waited in vain hear of it.
+fn kick_waiting() {
+    if WAITING.with(|waiting| !waiting.is_empty()) {
+        kick();
     }
 }
 
@@ -375,6 +384,7 @@ pub fn drain_all_end() {
     for backend in backend::backends().filter(|backend| backend.root().is_none()) {
         backend.drain_end();
     }
+    kick_waiting();
 }
 
 /// Begins a section over everything and waits until it is quiet; the guard ends it. Main loop only, outside coroutines.
@@ -399,14 +409,14 @@ impl Drop for AllDrained {
     }
 }
 
-/// Tells those whose target is quiet by now; from the drain's bottom half, after the backends have moved on.
+/// Tells those whose target is quiet by now, or no longer in any section; from the drain's bottom half, after the backends have moved on.
 pub(crate) fn finish_waiting() {
     super::context::finish_moves();
     loop {
         let waiting = WAITING.with(|waiting| waiting.clone());
         let ready = waiting.iter().position(|(target, _)| match target {
-            Target::Node(id) => is_quiet(*id),
-            Target::All => all_quiet(),
+            Target::Node(id) => quiesce_count(*id) == 0 || is_quiet(*id),
+            Target::All => sections_over_all() == 0 || all_quiet(),
         });
         let Some(place) = ready else { return };
         let (_, done) = WAITING.with(|waiting| waiting.remove(place));

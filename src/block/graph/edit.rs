@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::arena::{self, Edge, Parent, driver_at, for_each_above, for_each_below, name_of, with};
-use super::drain::{Telling, quiesce_edge, quiet_at, release_parent};
+use super::drain::{Telling, begin_at, end_at, quiesce_edge, quiet_at, release_parent};
 use super::link;
 use super::permissions::{Access, Permissions};
 use super::refusal::{Reason, Refusal};
@@ -378,6 +378,8 @@ pub(super) fn redirect(users: &[(Parent, u8)], old: u16, new: u16) -> Result<(),
         }
     }
     let plan = super::context::plan(old, new)?;
+    // Nobody comes through before it is settled where the edges lead, also when they leave a drained node for an open one.
+    begin_at(new);
     move_all(users, new);
     let checked = check_size(new).and_then(|()| settle_permissions());
     if checked.is_ok() {
@@ -387,6 +389,7 @@ pub(super) fn redirect(users: &[(Parent, u8)], old: u16, new: u16) -> Result<(),
         plan.cancel();
     }
     users.iter().for_each(|(parent, _)| tell(*parent));
+    end_at(new);
     checked
 }
 

@@ -160,7 +160,7 @@ impl NodeDriver for Null {
         if latency == 0 || arch::current_core() != Some(core) {
             return complete(request, Ok(()));
         }
-        request.due_ns = arch::now_ns() + latency;
+        request.due_ns = arch::now_ns().saturating_add(latency);
         self.delayed.get(core).with(|delayed| {
             if let (true, Some(timer)) = (delayed.queue.is_empty(), delayed.timer) {
                 timer.arm_at(request.due_ns);

@@ -6,6 +6,7 @@ mod catalogue_graph;
 mod catalogue_iothread;
 mod drain;
 mod durability;
+mod edges;
 mod graph_changes;
 mod graph_rig;
 mod images;

@@ -1,0 +1,126 @@
+//! Sections and changes that do not go as planned: ended early, refused halfway, with a user whom no gate holds.
+
+use super::*;
+use crate::block::graph::change::insert_begin;
+use crate::block::graph::{self, Permissions, Refusal, drain};
+use crate::block::testing::{EXCLUSIVE, TestNode};
+
+static CALLED: AtomicUsize = AtomicUsize::new(0);
+
+fn called(_: usize) {
+    CALLED.fetch_add(1, Ordering::Relaxed);
+}
+
+fn count(_: usize, result: Result<(), Refusal>) {
+    result.unwrap();
+    called(0);
+}
+
+fn leaf(rig: &mut Rig) -> (&'static TestNode, NodeId) {
+    let node = TestNode::leaf(1 << 20);
+    let id = on(0, || node.add(&unique("edge-leaf"), &[])).unwrap();
+    (node, rig.keep(id))
+}
+
+fn filter(rig: &mut Rig, child: NodeId) -> (&'static TestNode, NodeId) {
+    let node = TestNode::filter(1);
+    let id = on(0, || node.add(&unique("edge-filter"), &[child])).unwrap();
+    (node, rig.keep(id))
+}
+
+fn flush(backend: &'static Backend, core: CoreId) {
+    on(core, || {
+        let mut request = request::new(Operation::Flush, 0, 0).unwrap();
+        request.completion = &record;
+        backend.submit(request);
+    });
+}
+
+#[test]
+fn who_ends_a_section_before_it_is_quiet_is_not_kept_waiting() {
+    let mut rig = rig(2);
+    let (bottom, id) = leaf(&mut rig);
+    let backend = rig.backend(id);
+    bottom.set_holding(true);
+    flush(backend, 1);
+    rig.settle();
+    let done = || aio::Callback::new(&called, 0);
+    CALLED.store(0, Ordering::Relaxed);
+    on(0, || drain::drain_begin(id, done())).unwrap();
+    rig.settle();
+    assert_eq!(CALLED.load(Ordering::Relaxed), 0, "a request is held");
+    on(0, || drain::drain_end(id));
+    rig.settle();
+    assert_eq!(CALLED.load(Ordering::Relaxed), 1);
+    on(0, || drain::drain_all_begin(done())).unwrap();
+    rig.settle();
+    assert_eq!(CALLED.load(Ordering::Relaxed), 1, "it is held still");
+    on(0, drain::drain_all_end);
+    rig.settle();
+    assert_eq!(CALLED.load(Ordering::Relaxed), 2);
+    bottom.set_holding(false);
+    on(1, || bottom.let_go(Ok(())));
+    rig.settle();
+    rig.finish();
+}
+
+#[test]
+fn a_refused_change_away_from_a_drained_child_lets_nobody_through() {
+    let mut rig = rig(2);
+    let (_, drained) = leaf(&mut rig);
+    let (open, open_id) = leaf(&mut rig);
+    let (top, top_id) = filter(&mut rig, drained);
+    let backend = rig.backend(top_id);
+    let writer = on(0, || {
+        Backend::open(&unique("edge-w"), "test", Some(open_id), EXCLUSIVE)
+    })
+    .unwrap();
+    rig.settle();
+    on(0, || backend.set_permissions(EXCLUSIVE)).unwrap();
+    on(0, || {
+        drain::drain_begin(drained, aio::Callback::new(&ignore, 0))
+    })
+    .unwrap();
+    rig.settle();
+    let begins = top.begins();
+    on(0, || {
+        graph::replace(top_id, 0, open_id).unwrap_err();
+        assert!(backend.is_quiet(), "it was opened for a moment");
+    });
+    assert_eq!(top.begins(), begins);
+    assert_eq!((top.drained(), open.drained()), (1, 0));
+    // Where it may be, the parent opens once it is there.
+    on(0, || writer.set_permissions(Permissions::READER)).unwrap();
+    on(0, || backend.set_permissions(Permissions::READER)).unwrap();
+    on(0, || graph::replace(top_id, 0, open_id)).unwrap();
+    assert_eq!((top.drained(), open.drained()), (0, 0));
+    assert_eq!(on(0, || backend.quiesce_count()), 0);
+    on(0, || drain::drain_end(drained));
+    rig.settle();
+    rig.drain(writer);
+    on(0, || writer.delete()).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn a_user_who_is_not_parked_finds_the_root_that_came_inside_the_section() {
+    let mut rig = rig(2);
+    let (bottom, id) = leaf(&mut rig);
+    let backend = rig.backend(id);
+    backend.set_parking(false);
+    rig.drain(backend);
+    flush(backend, 1);
+    rig.settle();
+    assert_eq!(bottom.submitted(), 1);
+    let (top, top_id) = filter(&mut rig, id);
+    CALLED.store(0, Ordering::Relaxed);
+    on(0, || insert_begin(top_id, id, &count, 0)).unwrap();
+    rig.settle();
+    assert_eq!(CALLED.load(Ordering::Relaxed), 1);
+    flush(backend, 1);
+    rig.settle();
+    assert_eq!((top.submitted(), bottom.submitted()), (1, 2));
+    backend.set_parking(true);
+    rig.undrain(backend);
+    rig.finish();
+}
