@@ -22,7 +22,7 @@ use super::accounting::Totals;
 use super::drain::{self, Section};
 use super::gate::PerCore;
 use super::graph::drain::Telling;
-use super::graph::{self, Permissions, Reason, Refusal};
+use super::graph::{self, Access, Permissions, Reason, Refusal};
 use super::node::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
 use super::request::{RequestFlags, RequestRecord, complete};
 use super::token::InFlight;
@@ -72,6 +72,8 @@ pub(super) const NO_PARKING: u32 = 2;
 const ROOT_READ_ONLY: u32 = 4;
 /// Its user must stay in its context (CTX-7).
 const CONTEXT_FIXED: u32 = 8;
+/// Its user has not asked the graph for writing.
+const NO_WRITE: u32 = 16;
 
 /// Stage of a frame below which the request has spares; any other is there for the parts alone.
 const CREDITED: u8 = 1;
@@ -134,8 +136,8 @@ impl Backend {
         }
     }
 
-    /// Makes a backend on a node, for a user that reads, and perhaps writes, and shares everything with others. `user` says who uses
-    /// it (`"nbd"`, `"bench"`), for reports. Main loop only.
+    /// Makes a backend on a node, for a user that reads, and writes where the node can be written, and shares everything with others.
+    /// `user` says who uses it (`"nbd"`, `"bench"`), for reports. Main loop only.
     ///
     /// # Errors
     /// `Invalid` for a bad name or off the main loop, `Busy` for a name in use or a node that another user keeps to itself,
@@ -145,7 +147,11 @@ impl Backend {
         user: &'static str,
         root: NodeId,
     ) -> Result<&'static Self, BlockError> {
-        Ok(Self::open(name, user, Some(root), Permissions::READER)?)
+        let permissions = match graph::info(root) {
+            Some(info) if !info.read_only => Permissions::SHARED_WRITER,
+            _ => Permissions::READER,
+        };
+        Ok(Self::open(name, user, Some(root), permissions)?)
     }
 
     /// Makes a backend, on a node or without one, that needs and shares what `permissions` say. Main loop only.
@@ -227,6 +233,7 @@ impl Backend {
         for _ in 0..graph::drain::sections_over_all() {
             self.drain_end();
         }
+        self.note_permissions(permissions);
         self.refresh();
         Ok(())
     }
@@ -237,8 +244,13 @@ impl Backend {
             self.set_home(home);
         }
         graph::attach_backend(self, root, permissions)?;
+        self.note_permissions(permissions);
         self.refresh();
         Ok(())
+    }
+
+    fn note_permissions(&self, permissions: Permissions) {
+        self.set_flag(NO_WRITE, !permissions.needs.contains(Access::WRITE));
     }
 
     /// Takes the root away. Main loop only, inside a drained section of this backend. Requests are answered with `NoMedium` from then
@@ -267,7 +279,9 @@ impl Backend {
     /// # Errors
     /// What the node's other users keep to themselves.
     pub fn set_permissions(&'static self, permissions: Permissions) -> Result<(), Refusal> {
-        graph::set_permissions(self, permissions)
+        graph::set_permissions(self, permissions)?;
+        self.note_permissions(permissions);
+        Ok(())
     }
 
     /// Takes the backend away. Main loop only, inside a drained section of this backend, which ends with it; its user has let go.
@@ -363,10 +377,10 @@ impl Backend {
 
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
-        self.flags.load(Ordering::Relaxed) & (READ_ONLY | ROOT_READ_ONLY) != 0
+        self.flags.load(Ordering::Relaxed) & (READ_ONLY | ROOT_READ_ONLY | NO_WRITE) != 0
     }
 
-    /// Refuses writes from now on, or allows them again where the node does.
+    /// Refuses writes from now on, or allows them again where the node and the user's permissions do.
     pub fn set_read_only(&self, read_only: bool) {
         self.set_flag(READ_ONLY, read_only);
     }

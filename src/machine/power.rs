@@ -244,7 +244,12 @@ fn flush(name: &str, disk: &'static block::Disk) -> Result<(), BlockError> {
     // That of an export, whose clients are gone: there are not places for two backends a disk.
     let backend = match block::backends().find(|b| b.root() == Some(disk.node())) {
         Some(backend) => backend,
-        None => Backend::create(name, "shutdown", disk.node())?,
+        None => Backend::open(
+            name,
+            "shutdown",
+            Some(disk.node()),
+            block::graph::Permissions::READER,
+        )?,
     };
     // Everything is drained, and stays so: this one request goes through.
     backend.set_parking(false);

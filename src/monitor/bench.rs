@@ -19,7 +19,7 @@ use super::signature;
 use crate::aio::{self, Callback};
 use crate::arch::{self, CoreId};
 use crate::block::bench::{self, BenchError, Plan};
-use crate::block::graph;
+use crate::block::graph::{self, Permissions};
 use crate::block::node::{NodeId, null};
 use crate::block::{self, Backend, Operation, Request, request};
 use crate::sync::{HomeCell, PAGE_SIZE, PageArena};
@@ -77,8 +77,14 @@ pub(super) fn start(words: &mut Words<'_>, system: &'static dyn System) -> Resul
         return Err(Refusal::Reason("another bench is not over"));
     }
     let job = parse(words, system)?;
-    let backend = Backend::create("bench", "bench", job.node).map_err(|error| {
-        log::warn!("bench: no backend: {error}");
+    let permissions = if job.operation == Operation::Read {
+        Permissions::READER
+    } else {
+        Permissions::SHARED_WRITER
+    };
+    let opened = Backend::open("bench", "bench", Some(job.node), permissions);
+    let backend = opened.map_err(|refusal| {
+        log::warn!("bench: {refusal}");
         Refusal::Reason("no backend for the bench: the last one may not be over")
     })?;
     let look = job.look;

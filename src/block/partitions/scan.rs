@@ -13,7 +13,7 @@ use super::scanner::{CHUNK, Scanner, Step};
 use super::table::{Partition, REFUSALS, Reason, Scheme, TROUBLES, Table, Trouble};
 use crate::aio::{self, BottomHalf, Callback, Timer};
 use crate::arch;
-use crate::block::graph;
+use crate::block::graph::{self, Permissions};
 use crate::block::node::partition::{self, PartitionOptions};
 use crate::block::node::{Name, NodeId};
 use crate::block::{Backend, BlockError, Operation, Request, request};
@@ -247,7 +247,7 @@ fn begin(lane: usize, target: &Target) -> Result<(), BlockError> {
     let mut name: String<8> = String::new();
     // One digit: there are four lanes.
     let _ = write!(name, "scan{lane}");
-    let backend = Backend::create(&name, "partitions", target.node)?;
+    let backend = Backend::open(&name, "partitions", Some(target.node), Permissions::READER)?;
     backend.set_read_only(true);
     LANES.with(|lanes| {
         let lane = &mut lanes.lanes[lane];

@@ -124,3 +124,30 @@ fn a_user_who_is_not_parked_finds_the_root_that_came_inside_the_section() {
     rig.undrain(backend);
     rig.finish();
 }
+
+#[test]
+fn only_who_asked_for_it_may_write() {
+    let mut rig = rig(1);
+    let (_, id) = leaf(&mut rig);
+    let open = |permissions| Backend::open(&unique("edge-p"), "test", Some(id), permissions);
+    let reader = on(0, || open(Permissions::READER)).unwrap();
+    assert!(reader.read_only());
+    // Such a user writes as soon as the node's others let it.
+    let owner = on(0, || open(EXCLUSIVE)).unwrap();
+    assert!(!owner.read_only());
+    let shared = Permissions::SHARED_WRITER;
+    assert!(on(0, || reader.set_permissions(shared)).is_err());
+    assert!(reader.read_only());
+    on(0, || owner.set_permissions(Permissions::READER)).unwrap();
+    on(0, || reader.set_permissions(shared)).unwrap();
+    assert!(!reader.read_only() && owner.read_only());
+    // A user without further wishes gets what there is to have.
+    let (node, sealed) = leaf(&mut rig);
+    node.set_read_only(true);
+    assert!(rig.backend(sealed).read_only());
+    for backend in [reader, owner] {
+        rig.drain(backend);
+        on(0, || backend.delete()).unwrap();
+    }
+    rig.finish();
+}

@@ -604,6 +604,7 @@ fn partitions_of_a_disk_have_a_writer_each_but_not_beside_one_of_the_disk() {
     let mut rig = super::rig(1);
     let f = rig.disk(with_flush(1 << 20));
     let node = rig.keep(part(f.disk.node(), 0, 1 << 19));
+    on(0, || f.backend.set_permissions(Permissions::READER)).unwrap();
     assert_eq!(writer(&mut rig, f.disk.node()), Ok(()));
     assert_eq!(writer(&mut rig, node), Err(BlockError::Busy));
     rig.finish();
