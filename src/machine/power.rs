@@ -6,7 +6,7 @@
 //!                                                 └───────────────┴── 50 s are over ──▶ flush all the same, till 60 s
 //! ```
 //! One disk that does not answer must not keep the others from their flush: the last ten seconds are for that.
-//! Exports first, because they make requests; the drain is never ended, so nothing new starts; the flush goes through
+//! Exports first, because they make requests, with nothing that holds them up: sections begun by hand end, limits are off. The drain is never ended, so nothing new starts; the flush goes through
 //! backends that are not parked. All of it runs in context 0, driven by a timer; what hangs is named at the end.
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ use crate::arch::aarch64::{self as metal, Trigger, register_interrupt};
 use crate::arch::{self, mmio};
 use crate::block::{self, Backend, BlockError, Operation, Request, request};
 use crate::devices::gpio::{self, Gpio};
-use crate::monitor::{console, disks, log as kept};
+use crate::monitor::{self, console, disks, log as kept};
 use crate::sync::{HomeCell, IrqLock};
 
 /// Longest time from the wish to the end, in ns.
@@ -153,6 +153,9 @@ pub fn shut_down(reboot: bool) {
         "{}: closing exports, draining, flushing",
         if reboot { "reboot" } else { "power off" }
     );
+    // What clients have sent is finished first: neither the operator's sections nor limits hold it up.
+    monitor::graph::end_sections();
+    block::node::throttle::suspend_all(true);
     exports::close_all();
     network::stop();
     tick(0);
@@ -206,8 +209,9 @@ fn advance(stage: Stage) {
         Stage::Exports => {
             STATE.with(|state| state.stage = Stage::Drain);
             if let Err(error) = block::drain_all_begin(Callback::new(&on_quiet, 0)) {
+                // Requests may still be on their way, but what has been answered gets its flush.
                 trouble(format_args!("cannot drain: {error}"));
-                finish();
+                advance(Stage::Drain);
             }
         }
         Stage::Drain => {

@@ -142,3 +142,68 @@ fn what_the_machine_answers_is_passed_on() {
     assert!(disks.starts_with("disk serial") || disks == "no disks\n");
     assert_eq!(typed(""), "");
 }
+
+#[test]
+fn a_section_begun_by_hand_ends_by_hand_or_on_the_way_down() {
+    struct NoPort;
+    impl crate::monitor::console::Port for NoPort {
+        fn read(&self, _: &mut [u8]) -> usize {
+            0
+        }
+        fn write(&self, bytes: &[u8]) -> usize {
+            bytes.len()
+        }
+        fn want_room(&self) {}
+    }
+    let _machine = arch::host::machine(1);
+    let main = || {
+        let core = arch::host::enter_core(0);
+        crate::aio::context(0).attach(0);
+        crate::block::start_core(0).unwrap();
+        core
+    };
+    let turns = || {
+        let _core = main();
+        while crate::aio::context(0).poll(false) {}
+    };
+    let begin = |name: &str| {
+        let _core = main();
+        let line = std::format!("drain begin {name}");
+        assert_eq!(run(&line, &mut Text::new(), &FAKE), Outcome::Running);
+    };
+    let depth = |name: &str| {
+        let _core = main();
+        let id = crate::block::graph::find(name).unwrap();
+        crate::block::graph::drain::quiesce_count(id)
+    };
+    {
+        let _core = main();
+        crate::monitor::console::start(&NoPort, &FAKE).unwrap();
+    }
+    typed("node add null drained size=1m");
+    for _ in 0..100 {
+        begin("drained");
+        // At once, before anybody has looked whether it is quiet: the command is over, and gives its place back.
+        assert_eq!(typed("drain end drained"), "drained: goes on\n");
+        turns();
+    }
+    begin("drained");
+    begin("all");
+    turns();
+    assert_eq!(depth("drained"), 2);
+    {
+        let _core = main();
+        super::super::graph::end_sections();
+    }
+    assert_eq!(depth("drained"), 0);
+    turns();
+    assert!(typed("drain end drained").starts_with("error: "));
+    // What is gone takes its sections along, however often.
+    for _ in 0..100 {
+        typed("node add null going size=1m");
+        begin("going");
+        turns();
+        typed("node del going");
+    }
+    typed("node del drained");
+}

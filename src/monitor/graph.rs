@@ -88,6 +88,45 @@ fn over_well(place: usize) {
     over(place, Ok(()));
 }
 
+/// A drained section is quiet, or was ended before it was.
+fn over_drained(place: usize) {
+    let name = name_in(place).unwrap_or_default();
+    let section = match name.as_str() {
+        "all" => Some(None),
+        name => graph::find(name).map(Some),
+    };
+    let is_on =
+        section.is_some_and(|section| SECTIONS.with(|sections| sections.contains(&section)));
+    if !is_on {
+        GOING.with(|going| {
+            let mut line = Line::new();
+            // A name has at most 31 bytes.
+            let _ = write!(line, "{name}: no longer being drained");
+            going[place] = Some(line);
+        });
+    }
+    over_well(place);
+}
+
+/// The name with which the line of a command begins.
+fn name_in(place: usize) -> Option<String<32>> {
+    GOING.with(|going| {
+        let line = going[place].as_ref()?;
+        String::try_from(line.split(':').next()?).ok()
+    })
+}
+
+/// Ends all drained sections that were begun by hand: on the way down, what waits behind them has to get through. Core 0 only.
+pub fn end_sections() {
+    SECTIONS.bind(0);
+    for section in SECTIONS.with(core::mem::take) {
+        match section {
+            Some(id) => drain::drain_end(id),
+            None => drain::drain_all_end(),
+        }
+    }
+}
+
 /// Begins work that ends with [`over`].
 fn start(
     what: fmt::Arguments<'_>,
@@ -204,15 +243,10 @@ fn insert(words: &mut Words<'_>, out: &mut dyn Write) -> Result<Outcome, Refusal
 
 /// An insertion is over; a filter that was not inserted does not stay.
 fn over_insert(place: usize, result: Result<(), graph::Refusal>) {
-    if result.is_err() {
-        let name = GOING.with(|going| {
-            let line = going[place].as_ref()?;
-            let name = line.split(':').next()?;
-            String::<32>::try_from(name).ok()
-        });
-        if let Some(id) = name.and_then(|name| graph::find(&name)) {
-            let _ = graph::delete(id);
-        }
+    if result.is_err()
+        && let Some(id) = name_in(place).and_then(|name| graph::find(&name))
+    {
+        let _ = graph::delete(id);
     }
     over(place, result);
 }
@@ -232,14 +266,18 @@ pub(super) fn drain_command(
     SECTIONS.bind(arch::current_core().unwrap_or(0));
     match verb {
         Some("begin") => {
-            let room = SECTIONS.with(|sections| sections.push(node).is_ok());
+            let room = SECTIONS.with(|sections| {
+                // A node that is gone has taken its sections with it.
+                sections.retain(|section| section.is_none_or(|id| graph::driver(id).is_some()));
+                sections.push(node).is_ok()
+            });
             if !room {
                 return Err(Refusal::Reason("too many drained sections"));
             }
             let begun = start(
                 format_args!("{name}: drained"),
                 |place| {
-                    let done = Callback::new(&over_well, place);
+                    let done = Callback::new(&over_drained, place);
                     let begun = match node {
                         Some(id) => drain::drain_begin(id, done),
                         None => drain::drain_all_begin(done),

@@ -21,7 +21,7 @@ pub mod console;
 pub mod disks;
 pub mod editor;
 pub mod format;
-mod graph;
+pub mod graph;
 mod kinds;
 pub mod log;
 mod nodes;

@@ -50,6 +50,9 @@ pub struct Throttle {
 /// Instances taken: mostly none, and then a drained section asks nobody.
 static TAKEN: AtomicU32 = AtomicU32::new(0);
 
+/// No limit holds any more: the machine is on its way down.
+static HURRY: AtomicBool = AtomicBool::new(false);
+
 static ARENA: [Throttle; THROTTLES] = [const { Throttle::new() }; THROTTLES];
 
 /// Makes a throttle node on a child. Main loop only.
@@ -99,9 +102,16 @@ pub(crate) fn users_changed() {
         }
         let id = *throttle.id.lock();
         if let Some(id) = id {
-            throttle.suspend_for(&throttle.hurried, graph::drain::user_drains(id));
+            let hurried = HURRY.load(Ordering::Relaxed) || graph::drain::user_drains(id);
+            throttle.suspend_for(&throttle.hurried, hurried);
         }
     }
+}
+
+/// Suspends all limits, or no longer: whoever shuts the machine down does not wait for them. Main loop only.
+pub fn suspend_all(on: bool) {
+    HURRY.store(on, Ordering::Relaxed);
+    users_changed();
 }
 
 /// The group of the throttle node that `driver` is, or `None` for another kind of node.

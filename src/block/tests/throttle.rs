@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 use crate::aio::Callback;
 use crate::block::graph;
-use crate::block::node::throttle::{Options, create, group_of};
+use crate::block::node::throttle::{self, Options, create, group_of};
 use crate::block::throttle::{Config, GroupError, Kind, Limit, Unfit, configure, remove_group};
 use crate::config::{THROTTLES, TIMERS};
 
@@ -307,6 +307,34 @@ fn drn_6_a_drain_of_a_backend_alone_lets_go_what_waits_below_it() {
     rig.undrain(t.backend);
     rig.finish();
     free("alone");
+}
+
+#[test]
+fn on_the_way_down_no_limit_holds() {
+    let mut rig = rig(2);
+    let t = throttled(&mut rig, "down");
+    limit("down", Kind::BytesTotal, Limit::average(512));
+    t.device.set_automatic(true);
+    for n in 0..20 {
+        submit(1, t.backend, read(0, 4096), n);
+    }
+    rig.settle();
+    assert!(results().len() < 20, "throttled");
+    on(0, || throttle::suspend_all(true));
+    rig.settle();
+    assert_eq!(t.backend.in_flight(), 0);
+    // A section that ends does not bring the limits back.
+    rig.drain(t.backend);
+    rig.undrain(t.backend);
+    for n in 0..20 {
+        submit(1, t.backend, read(0, 4096), n);
+    }
+    rig.settle();
+    assert_eq!(t.backend.in_flight(), 0);
+    on(0, || throttle::suspend_all(false));
+    results();
+    rig.finish();
+    free("down");
 }
 
 #[test]
