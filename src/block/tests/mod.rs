@@ -8,6 +8,7 @@ mod drain;
 mod durability;
 mod edges;
 mod graph_changes;
+mod graph_random;
 mod graph_rig;
 mod images;
 mod instruments;
