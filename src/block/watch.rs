@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::{BlockError, drain, node};
+use super::{BlockError, drain, graph, node};
 use crate::aio::{self, Callback, Timer};
 use crate::arch;
 use crate::sync::HomeCell;
@@ -35,6 +35,7 @@ fn second(_: usize) {
     let now_ns = arch::now_ns();
     TICK.store((now_ns / SECOND_NS) as u32, Ordering::Relaxed);
     drain::report_slow();
+    graph::report::log_slow();
     node::disk::report_slow();
     if let Some(timer) = TIMER.with(|slot| *slot) {
         timer.arm_at(now_ns + SECOND_NS);

@@ -64,6 +64,7 @@ pub(crate) fn start() -> Result<(), BlockError> {
     WAITING.bind(0);
     super::context::start();
     super::change::start();
+    super::report::start();
     super::coroutine::start()
 }
 

@@ -14,6 +14,9 @@ use crate::block::backend::{self, Backend};
 use crate::block::node::NodeId;
 use crate::config::{EDGES, MAX_DEPTH, NODES, SPARES_PER_CORE};
 
+/// Most ways from one node down: more than a graph of that many edges has, unless nodes stand several times on the same.
+const MAX_WAYS: u32 = EDGES as u32;
+
 fn refuse(id: NodeId, reason: Reason) -> Refusal {
     let name = arena::name(id).unwrap_or_default();
     Refusal::new(&name, reason)
@@ -151,8 +154,29 @@ fn agree(place: u16) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether everything at and above `place` is within what a request can carry.
+/// Ways from the node in `place` down to what stands on nothing. Whoever asks all below it, or tells all above it, takes each of them.
+fn ways_down(place: u16, known: &mut [u32; NODES]) -> u32 {
+    if known[usize::from(place)] == 0 {
+        let mut ways = 0u32;
+        for_each_below(place, |_, edge| {
+            ways = ways.saturating_add(ways_down(edge.child, known));
+        });
+        known[usize::from(place)] = ways.max(1);
+    }
+    known[usize::from(place)]
+}
+
+/// Whether everything at and above `place` is within what a request, and the main loop, can bear.
 fn check_size(place: u16) -> Result<(), Refusal> {
+    let mut known = [0; NODES];
+    let wide = (0..NODES as u16).find(|place| ways_down(*place, &mut known) > MAX_WAYS);
+    if let Some(wide) = wide {
+        return Err(refuse_at(wide, Reason::TooWide));
+    }
+    check_carried(place)
+}
+
+fn check_carried(place: u16) -> Result<(), Refusal> {
     if let Some(driver) = driver_at(place) {
         let info = driver.info();
         // A backend's own frame comes on top.
@@ -168,7 +192,7 @@ fn check_size(place: u16) -> Result<(), Refusal> {
         if let Parent::Node(parent) = edge.parent
             && result.is_ok()
         {
-            result = check_size(parent);
+            result = check_carried(parent);
         }
     });
     result

@@ -15,6 +15,7 @@
 //! | [`drain`] | drained sections on nodes and on everything (DRN-5 … DRN-24) |
 //! | [`coroutine`] | the same from coroutines of any core (DRN-4) |
 //! | [`refusal`] | why something was not done, in words |
+//! | [`report`] | which nodes keep a drained section from being quiet |
 //!
 //! Only the main loop changes the graph. Any core may look things up; the data path does so through [`Link`]s, without a lock.
 //! Requests are counted at backends alone: a node is quiet when every backend above it is, so a node costs a request nothing
@@ -30,6 +31,7 @@ mod edit;
 mod link;
 mod permissions;
 mod refusal;
+pub(crate) mod report;
 
 pub(crate) use arena::changed;
 pub use arena::{

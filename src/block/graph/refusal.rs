@@ -28,6 +28,8 @@ pub enum Reason {
     TooDeep,
     /// A request would need more spare records than there are.
     TooCostly,
+    /// There would be too many ways from a node down.
+    TooWide,
     /// This user of the node does not leave to others what is needed.
     Conflict {
         /// The other user.
@@ -96,6 +98,7 @@ impl fmt::Display for Refusal {
             Reason::TooCostly => {
                 f.write_str("a request would need more spare records than there are")
             }
+            Reason::TooWide => f.write_str("nodes would stand on the same ones too many times"),
             Reason::Conflict { with, over } => write!(f, "{with} does not share '{over}'"),
             Reason::ReadOnly => f.write_str("it is read-only"),
             Reason::Slot => f.write_str("it has no such place for a child"),
@@ -120,7 +123,9 @@ impl From<Refusal> for BlockError {
     fn from(refusal: Refusal) -> Self {
         match refusal.reason {
             Reason::NoSuchNode => BlockError::NoMedium,
-            Reason::NoRoom(_) | Reason::TooDeep | Reason::TooCostly => BlockError::NoMemory,
+            Reason::NoRoom(_) | Reason::TooDeep | Reason::TooCostly | Reason::TooWide => {
+                BlockError::NoMemory
+            }
             Reason::NameInUse | Reason::InUse(_) | Reason::NotQuiet | Reason::Conflict { .. } => {
                 BlockError::Busy
             }

@@ -151,3 +151,45 @@ fn only_who_asked_for_it_may_write() {
     }
     rig.finish();
 }
+
+#[test]
+fn cs_13_a_node_that_stays_busy_in_a_section_is_named_once() {
+    let mut rig = rig(1);
+    let (node, id) = leaf(&mut rig);
+    let named = |rig: &Rig, seconds: u32| {
+        rig.settle();
+        let mut names = Vec::new();
+        for _ in 0..seconds {
+            on(0, || graph::report::report_slow(|name| names.push(name)));
+        }
+        names
+    };
+    node.set_busy(true);
+    assert!(named(&rig, 10).is_empty());
+    on(0, || drain::drain_begin(id, aio::Callback::new(&ignore, 0))).unwrap();
+    assert!(named(&rig, 4).is_empty());
+    assert_eq!(named(&rig, 10), [graph::name(id).unwrap()]);
+    on(0, || node.set_busy(false));
+    assert!(named(&rig, 1).is_empty());
+    on(0, || node.set_busy(true));
+    assert_eq!(named(&rig, 5).len(), 1, "again");
+    on(0, || node.set_busy(false));
+    rig.settle();
+    on(0, || drain::drain_end(id));
+    rig.finish();
+}
+
+#[test]
+fn nodes_that_stand_on_the_same_ones_again_and_again_are_refused() {
+    let mut rig = rig(1);
+    let (_, mut below) = leaf(&mut rig);
+    for _ in 0..3 {
+        let node = TestNode::filter(4);
+        let added = on(0, || node.add(&unique("edge-wide"), &[below; 4]));
+        below = rig.keep(added.unwrap());
+    }
+    let node = TestNode::filter(4);
+    let refusal = on(0, || node.add(&unique("edge-wide"), &[below; 4])).unwrap_err();
+    assert_eq!(refusal.reason, graph::Reason::TooWide);
+    rig.finish();
+}
