@@ -107,7 +107,8 @@ fn drn_2_a_section_flushes_nothing_and_leaves_other_users_of_the_children_alone(
 #[test]
 fn drn_3_begin_and_end_at_once_holds_for_a_moment_only() {
     let c = chain();
-    send(1, c.backend, 1);
+    // Of the core that waits, so that nothing but the wait can have ended it.
+    send(0, c.backend, 1);
     c.rig
         .with_others(|| on(0, || drop(drain::drained(c.ids[1]).unwrap())));
     assert_eq!(results(), [(1, Ok(()))], "what had entered is over");
