@@ -261,3 +261,25 @@ def test_graph_bad_input(context):
         client.write(0, b"x" * 4096)
         client.close()
         machine.power_off()
+
+
+def test_graph_power_off_while_held_up(context):
+    """What the operator keeps drained, or a throttle keeps waiting, does not keep the machine from a clean end."""
+    if STANDIN:
+        return
+    image = context.image("down.img", 16 * MIB)
+    for line in ("drain begin vd0", "drain begin all", "info drain"):
+        with context.machine([Disk(image, "down")], cores=2, name="down-graph") as machine:
+            typed(machine, "node insert throttle t above vd0 bps-total=512")
+            loop = nbd.Loop()
+            client = machine.connect(loop)
+            client.write(0, b"last" * 1024)
+            # Eight seconds each.
+            for place in range(1, 16):
+                client.submit(nbd.WRITE, place * 4096, 4096, b"more" * 1024)
+            for _ in range(5):
+                loop.step(0.02)
+            typed(machine, line)
+            machine.power_off(timeout=30.0)
+        with open(image, "rb") as file:
+            check(file.read(4) == b"last", "what was answered is not there")
