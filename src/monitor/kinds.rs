@@ -174,6 +174,9 @@ pub(super) fn create(
     below: Option<NodeId>,
     words: &mut Words<'_>,
 ) -> Made<NodeId> {
+    if name == "all" {
+        return Err(Refusal::Reason("'all' is everything, for 'drain'"));
+    }
     let kind = KINDS
         .iter()
         .find(|known| known.name == kind)

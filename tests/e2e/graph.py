@@ -242,10 +242,12 @@ def test_graph_bad_input(context):
         return
     image = context.image("bad.img", 16 * MIB)
     with context.machine([Disk(image, "bad")], cores=2, name="bad-graph") as machine:
+        while "looked at" in typed(machine, "info partitions"):
+            time.sleep(0.05)
         before = typed(machine, "info nodes")
         for line in ("node del vd0", "node remove vd0", "node move vd0 7", "node move vd0 -1", "node move vd9 1",
                      "node insert throttle vd0 above vd0", "node insert throttle t above vd0 iops-total=1 iops-read=1",
-                     "node insert null n above vd0 size=1m", "node insert throttle 1t above vd0", "node add partition p child=vd0 offset=1g",
+                     "node insert null n above vd0 size=1m", "node insert throttle 1t above vd0", "node add null all size=1m", "node add partition p child=vd0 offset=1g",
                      "node add concat c children=vd0,vd9", "node add verify v child=vd0", "drain end vd0", "drain begin vd9",
                      "export add vd0 vd0 rw", "export add vd9", "export del nothing", "node set vd0 errno=eio", "throttle nobody iops-total=1"):
             text = machine.console(line)
