@@ -42,6 +42,7 @@ use crate::virtio::layout::UsedWatch;
 use crate::virtio::transport::{INTERRUPT_CONFIG, Transport};
 use channel::{Channel, Walk};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::*, fence};
+use reset::Why;
 use seat::Seat;
 use spin::Once;
 
@@ -246,20 +247,7 @@ impl Blk {
                 "virtio disk {}: the device {fault}",
                 self.index.load(Relaxed)
             );
-            self.broken("the device broke the rules of its queue");
-        }
-    }
-
-    /// Tells whoever can order a reset that one is needed.
-    fn broken(&self, why: &'static str) {
-        if !self.reset.is_idle() {
-            self.reset.again();
-            // The reset may have ended meanwhile: then nobody else would look.
-            return self.call_home();
-        }
-        match self.events.get() {
-            Some(events) => events.needs_reset(why),
-            None => BlockDevice::reset(self),
+            self.broken(Why::Queue);
         }
     }
 
@@ -267,7 +255,7 @@ impl Blk {
     fn configuration(&self) {
         let transport = self.fixed().transport;
         if transport.status() & crate::virtio::transport::status::NEEDS_RESET != 0 {
-            return self.broken("the device asks for a reset");
+            return self.broken(Why::Asks);
         }
         self.read_capacity();
     }
@@ -334,7 +322,7 @@ impl BlockDevice for Blk {
         let report = report.unwrap_or(Err(BlockError::Invalid));
         if report == Err(BlockError::Io) {
             // Reads may still be under way into memory that is lent: only a reset ends that.
-            self.broken("the device failed a measurement on its bare queue");
+            self.broken(Why::Bare);
         }
         report
     }

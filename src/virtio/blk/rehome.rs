@@ -338,6 +338,7 @@ impl Blk {
                         .owner
                         .store(self.owner_at(lane, target) as u8, Release);
                 }
+                let before = self.home();
                 self.home.store(target as u8, Release);
                 // The new home before its look at `control`: see `call_home`.
                 fence(SeqCst);
@@ -348,13 +349,17 @@ impl Blk {
                 }
                 let quit = state.listening.load(Relaxed) & !self.seated(target);
                 state.listening.fetch_and(!quit, Relaxed);
+                // The old home answers too: then it is in no step of a reset, and takes none any more.
+                let takers = (takers | 1 << before) & !quit;
                 self.order_all(TAKING, &[(takers, TAKE), (quit, QUIT)]);
             }
             _ => {
                 state.phase.store(AT_REST, Relaxed);
                 self.serve();
                 self.reset.end_move();
-                // A reset, or a change of the configuration, that waited.
+                // A reset, or a change of the configuration, that waited. It is read once more in any case: for a while two
+                // cores took themselves for the home, and the later of two sizes must be the one that stays.
+                self.config_changed.store(true, Release);
                 self.call_home();
                 let result = if phase == TAKING {
                     Ok(())

@@ -7,11 +7,21 @@
 //!   │           walking)           nothing is completed by it)   they had, new ring)
 //!   └── failed: the same, but the device stays down: its owners stay stopped; `ask` tries again
 //! ```
-//! No request is completed before the device has confirmed: until then it may write into their buffers.
+//! No request is completed before the device has confirmed: until then it may write into their buffers. One whose status is
+//! NEEDS_RESET alone has confirmed, since it has lost the driver's bits; it is reset some more times, then fails.
+//!
+//! A reset begins only from `idle` and only because somebody asked. What breaks is noted in `broken`, by any core; the
+//! home alone tells of it, once no reset runs, and whoever is told asks. So nobody's disk is reset without knowing, and how
+//! often one is reset is decided in one place. While the disk moves it is told too, and the reset begins when the move ends.
+//!
+//! | the home finds | idle | moving | stopping, resetting | taking back, starting |
+//! |---|---|---|---|---|
+//! | `broken` | tell | tell | this reset mends it | this reset fails; tell when idle |
+//! | `asked` | begin | keep for the end | - | - |
 use super::{Blk, channel::Channel, config};
 use crate::arch::CoreId;
 use crate::block::BlockError;
-use crate::virtio::transport;
+use crate::virtio::transport::{self, SetupError};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::*};
 
 const IDLE: u8 = 0;
@@ -21,6 +31,9 @@ const TAKING: u8 = 3;
 const STARTING: u8 = 4;
 /// No reset: the disk moves to another core, and none can begin.
 const MOVING: u8 = 5;
+
+/// In `broken`.
+const WHOLE: u8 = 0;
 
 /// Orders to the owner of a queue.
 const STOP: u8 = 1;
@@ -33,10 +46,33 @@ pub(super) const STAY_DOWN: u8 = 5;
 const FIRST_LOOK_NS: u64 = 100_000;
 const LONGEST_LOOK_NS: u64 = 100_000_000;
 
-/// Where a reset stands. Written by the home core, except `asked` and `pending`.
+/// What is wrong with a device.
+#[derive(Clone, Copy)]
+pub(super) enum Why {
+    Asks = 1,
+    Queue = 2,
+    Bare = 3,
+}
+
+impl Why {
+    fn text(code: u8) -> &'static str {
+        match code {
+            code if code == Self::Asks as u8 => "the device asks for a reset",
+            code if code == Self::Queue as u8 => "the device broke the rules of its queue",
+            _ => "the device failed a measurement on its bare queue",
+        }
+    }
+}
+
+/// Looks at a device that asks for another reset when it has hardly been reset; before each it gets one. Most of a second.
+const TRIES: u8 = 16;
+
+/// Where a reset stands. Written by the home core, except `asked`, `broken` and `pending`.
 pub(super) struct State {
     stage: AtomicU8,
     asked: AtomicBool,
+    /// A [`Why`] that nobody was told of.
+    broken: AtomicU8,
     /// Owners that have not carried out their order.
     pending: AtomicU8,
     /// The device took the features again.
@@ -44,6 +80,8 @@ pub(super) struct State {
     /// The last one did not bring the device back.
     down: AtomicBool,
     pause_ns: AtomicU64,
+    /// Times that this reset was written to the device.
+    tries: AtomicU8,
     count: AtomicU64,
 }
 
@@ -52,17 +90,14 @@ impl State {
         Self {
             stage: AtomicU8::new(IDLE),
             asked: AtomicBool::new(false),
+            broken: AtomicU8::new(WHOLE),
             pending: AtomicU8::new(0),
             negotiated: AtomicBool::new(false),
             down: AtomicBool::new(false),
             pause_ns: AtomicU64::new(0),
+            tries: AtomicU8::new(0),
             count: AtomicU64::new(0),
         }
-    }
-
-    /// Another reset is needed, said while one runs.
-    pub(super) fn again(&self) {
-        self.asked.store(true, Release);
     }
 
     /// No reset runs.
@@ -83,7 +118,7 @@ impl State {
 
     /// Keeps resets away while the disk moves; false while one runs or is asked for.
     pub(super) fn begin_move(&self) -> bool {
-        !self.asked.load(Acquire) && self.claim(IDLE, MOVING)
+        !self.asked.load(Acquire) && self.broken.load(Acquire) == WHOLE && self.claim(IDLE, MOVING)
     }
 
     pub(super) fn end_move(&self) {
@@ -98,10 +133,32 @@ impl State {
 
 /// The timer of a device that has not confirmed yet.
 pub(super) fn look_again(argument: usize) {
-    super::blk_of(argument).0.step();
+    let (blk, core) = super::blk_of(argument);
+    // The look of a reset that has ended by another event, at a core that was the home then, is nobody's.
+    if core == blk.home() {
+        blk.step();
+    }
 }
 
 impl Blk {
+    /// Any core: a reset is needed, and the home is to tell so.
+    pub(super) fn broken(&self, why: Why) {
+        self.reset.broken.store(why as u8, Release);
+        self.call_home();
+    }
+
+    /// On the home core.
+    fn tell_broken(&self) {
+        let why = self.reset.broken.swap(WHOLE, AcqRel);
+        if why == WHOLE {
+            return;
+        }
+        match self.events.get() {
+            Some(events) => events.needs_reset(Why::text(why)),
+            None => self.ask_reset(),
+        }
+    }
+
     /// Any core. While a reset runs this asks for nothing; while the disk moves, for one afterwards.
     pub(super) fn ask_reset(&self) {
         if matches!(self.reset.stage.load(Acquire), IDLE | MOVING) {
@@ -148,6 +205,9 @@ impl Blk {
         let state = &self.reset;
         let transport = fixed.transport;
         let all = || state.pending.load(Acquire) == 0;
+        if matches!(state.stage.load(Relaxed), IDLE | MOVING) {
+            self.tell_broken();
+        }
         match state.stage.load(Relaxed) {
             // Not while the disk moves, whose end looks again.
             IDLE if state.asked.load(Acquire) && state.claim(IDLE, STOPPING) => {
@@ -156,6 +216,7 @@ impl Blk {
             }
             STOPPING if all() => {
                 transport.set_status(0);
+                state.tries.store(1, Relaxed);
                 state.pause_ns.store(FIRST_LOOK_NS, Relaxed);
                 state.stage.store(RESETTING, Relaxed);
                 self.await_confirmation();
@@ -167,12 +228,11 @@ impl Blk {
                 self.order(STARTING, if up { GO_ON } else { STAY_DOWN });
             }
             STARTING if all() => {
-                if state.asked.swap(false, AcqRel) {
-                    // It went wrong again while the owners were told to go on: from the beginning.
-                    return self.order(STOPPING, STOP);
-                }
-                let up = state.negotiated.load(Relaxed);
+                let broken = state.broken.load(Acquire) != WHOLE;
+                let up = state.negotiated.load(Relaxed) && !broken;
                 state.down.store(!up, Relaxed);
+                // Whoever asked meanwhile has got it.
+                state.asked.store(false, Relaxed);
                 state.stage.store(IDLE, Release);
                 if up {
                     state.count.fetch_add(1, Relaxed);
@@ -181,6 +241,7 @@ impl Blk {
                 if let Some(events) = self.events.get() {
                     events.reset_done(if up { Ok(()) } else { Err(BlockError::Io) });
                 }
+                self.tell_broken();
             }
             _ => {}
         }
@@ -188,7 +249,16 @@ impl Blk {
 
     fn await_confirmation(&self) {
         let fixed = self.fixed();
-        if fixed.transport.status() != 0 {
+        let status = fixed.transport.status();
+        // Without the driver's bits it has been reset and asks for another; it is given some, then it stays down.
+        let asks = status == transport::status::NEEDS_RESET;
+        let tries = self.reset.tries.load(Relaxed);
+        let hopeless = asks && tries >= TRIES;
+        if status != 0 && !hopeless {
+            if asks {
+                self.reset.tries.store(tries + 1, Relaxed);
+                fixed.transport.set_status(0);
+            }
             let pause = self.reset.pause_ns.load(Relaxed);
             self.reset
                 .pause_ns
@@ -198,10 +268,16 @@ impl Blk {
             }
             return;
         }
-        let features = transport::negotiate(fixed.transport, config::feature::KNOWN);
+        // What was wrong before is over.
+        self.reset.broken.store(WHOLE, Relaxed);
+        let features = if hopeless {
+            Err(SetupError::NeedsReset)
+        } else {
+            transport::negotiate(fixed.transport, config::feature::KNOWN)
+        };
         // A device that offers other features than before is another disk.
         let same = features == Ok(fixed.features);
-        if features.is_ok() && !same {
+        if hopeless || features.is_ok() && !same {
             transport::fail(fixed.transport);
         }
         self.reset.negotiated.store(same, Relaxed);

@@ -1,7 +1,7 @@
 //! What the main loop does at random moments: drained sections, resizing, exports that go and come, disks that break, changes of
 //! the graph.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ironthread::aio::Callback;
 use ironthread::block::graph::drain;
@@ -18,9 +18,6 @@ const ALL: usize = 8;
 
 /// From this one on, of a hundred, the operator has a look at a disk.
 const OPERATOR: usize = 85;
-
-/// Disks may ask for a reset while one moves.
-pub static RESET_WHILE_MOVING: AtomicBool = AtomicBool::new(false);
 
 fn quiet(which: usize) {
     QUIET[which].fetch_add(1, Ordering::SeqCst);
@@ -59,6 +56,11 @@ fn grow(world: &mut World, disk: usize) {
             .trace
             .note("grow", [disk as u64, capacity as u64, 0, 0]);
     }
+}
+
+fn ask_reset(world: &mut World, disk: usize) {
+    world.faults.reset[disk] = true;
+    world.disks[disk].port.ask_reset();
 }
 
 impl Actions {
@@ -127,7 +129,7 @@ impl Actions {
                 let mut state = world.disks[disk].port.state();
                 state.silent = !state.silent;
             }
-            83..OPERATOR => self.ask_reset(world, disk),
+            83..OPERATOR => ask_reset(world, disk),
             OPERATOR..90 => self.operator(world, disk),
             90..93 => {
                 grow(world, disk);
@@ -174,14 +176,6 @@ impl Actions {
         }
     }
 
-    /// A disk asks for a reset; while one moves only if that was asked for.
-    fn ask_reset(&self, world: &mut World, disk: usize) {
-        if !self.changes.moving() || RESET_WHILE_MOVING.load(Ordering::Relaxed) {
-            world.faults.reset[disk] = true;
-            world.disks[disk].port.ask_reset();
-        }
-    }
-
     /// The operator's `disk vdN reset`.
     fn operator(&mut self, world: &mut World, disk: usize) {
         let sim = &world.disks[disk];
@@ -221,8 +215,8 @@ impl Actions {
         if self.changes.moving() && !self.winding_up && world.random.chance(1, 30) {
             // What a device says while its disk moves must not get lost.
             let disk = world.random.below(world.disks.len());
-            if world.random.chance(1, 4) {
-                self.ask_reset(world, disk);
+            if world.random.chance(1, 24) {
+                ask_reset(world, disk);
             } else {
                 grow(world, disk);
             }

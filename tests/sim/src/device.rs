@@ -12,7 +12,7 @@ mod medium;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ironthread::virtio::fake::{Chain, FakeDevice, Reset};
-use ironthread::virtio::transport::{QueueAddresses, Transport, feature, status};
+use ironthread::virtio::transport::{QueueAddresses, Transport, feature};
 
 use crate::oracle::SECTOR;
 use crate::random::Random;
@@ -255,11 +255,8 @@ impl Port {
         Some(('a', first as u64))
     }
 
-    /// The device breaks and asks for a reset, unless it is being reset: only one that runs breaks.
+    /// The device breaks and asks for a reset, at any moment of the one that it may just be getting too.
     pub fn ask_reset(&self) {
-        if self.device.status() & status::DRIVER_OK == 0 || self.state().resetting {
-            return;
-        }
         {
             let mut state = self.state();
             state.broken = true;
@@ -297,7 +294,8 @@ impl Transport for Port {
                 self.device.confirm_reset();
             }
         } else if state.model.slow_reset {
-            state.resetting = true;
+            // One that reads 0 already has confirmed.
+            state.resetting = self.device.status() != 0;
         } else {
             state.reset(self.device);
         }

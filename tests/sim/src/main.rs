@@ -37,11 +37,9 @@ struct Options {
     show: bool,
 }
 
-const USAGE: &str =
-    "usage: tests/run sim [--seeds N] [--seed S] [--jobs N] [--show] [--reset-while-moving]
+const USAGE: &str = "usage: tests/run sim [--seeds N] [--seed S] [--jobs N] [--show]
   --seeds N  so many seeds (2000; with --seed alone: 1), from S (1) on
-  --show     print every event
-  --reset-while-moving  disks may ask for a reset while one moves: see README.md";
+  --show     print every event";
 
 fn options() -> Result<Options, String> {
     let mut options = Options {
@@ -64,9 +62,6 @@ fn options() -> Result<Options, String> {
             }
             "--jobs" => options.jobs = number()? as usize,
             "--show" => options.show = true,
-            "--reset-while-moving" => {
-                actions::RESET_WHILE_MOVING.store(true, Ordering::Relaxed);
-            }
             _ => return Err(USAGE.into()),
         }
     }

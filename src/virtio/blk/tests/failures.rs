@@ -111,6 +111,61 @@ fn needs_reset_is_obeyed() {
 }
 
 #[test]
+fn a_device_that_breaks_at_any_moment_of_its_reset_is_reset_again() {
+    let rig = rig(2, 2);
+    for looks in 0.. {
+        rig.blk.reset();
+        for look in 0..looks {
+            on(look % 2, || aio::context(look % 2).poll(false));
+        }
+        let over = rig.events() == [Event::ResetDone(Ok(()))];
+        rig.device.needs_reset();
+        rig.settle();
+        let events = rig.events();
+        let (last, before) = events.split_last().expect("it was reset");
+        assert_eq!(*last, Event::ResetDone(Ok(())));
+        // Each reset but the one ordered here was told of first, and none before the one under way had ended.
+        let told = [Event::ResetDone(Err(BlockError::Io)), Event::NeedsReset];
+        let known = [&[][..], &told, &told[1..]];
+        assert!(known.contains(&before), "after {looks} looks: {events:?}");
+        rig.submit(0, Operation::Read, 0, &[0; 512], 2);
+        rig.run();
+        assert_eq!(rig.done()[0].result, Ok(()));
+        if over {
+            assert!(looks > 4, "more than one step was looked at");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_device_that_always_asks_for_a_reset_is_given_up() {
+    let rig = rig(2, 1);
+    rig.submit(1, Operation::Read, 0, &[0; 512], 1);
+    rig.settle();
+    rig.device.state().reset = Reset::Late;
+    rig.blk.reset();
+    rig.settle();
+    // It confirms, and is broken again before the driver has looked.
+    rig.device.confirm_reset();
+    rig.device.needs_reset();
+    for _ in 0..100 {
+        rig.pass(200_000_000);
+    }
+    assert_eq!(rig.events(), [Event::ResetDone(Err(BlockError::Io))]);
+    assert_eq!(rig.done()[0].result, Err(BlockError::Io));
+    assert_ne!(rig.device.status() & status::FAILED, 0);
+    // An operator may try again.
+    rig.device.state().reset = Reset::Prompt;
+    rig.blk.reset();
+    rig.settle();
+    assert_eq!(rig.events(), [Event::ResetDone(Ok(()))]);
+    rig.submit(1, Operation::Read, 0, &[0; 512], 2);
+    rig.run();
+    assert_eq!(rig.done()[0].result, Ok(()));
+}
+
+#[test]
 fn a_lying_device_is_reset() {
     let rig = rig(1, 1);
     for round in 0..3 {

@@ -210,6 +210,32 @@ fn a_reset_at_any_moment_of_a_move_waits_for_its_end() {
 }
 
 #[test]
+fn whoever_uses_a_disk_that_breaks_in_a_move_is_told_before_its_reset() {
+    let rig = moving_rig(4, 2, 1);
+    rig.device.state().reset = Reset::Late;
+    in_between(
+        &rig,
+        |rig, _, _| rig.device.needs_reset(),
+        |rig, looks| {
+            // The device takes its time: until it has confirmed, nobody may think that the disk is in order.
+            let events = rig.events();
+            assert!(events.contains(&Event::Moved(Ok(()))), "{events:?}");
+            assert!(events.contains(&Event::NeedsReset), "after {looks} looks");
+            // It is still as broken as before, and says so with everything else.
+            let sectors = 4096 + looks as u64;
+            rig.device
+                .change_config(|c| c[0..8].copy_from_slice(&sectors.to_le_bytes()));
+            rig.settle();
+            assert_eq!(rig.events(), []);
+            rig.device.confirm_reset();
+            rig.pass(1_000_000_000);
+            assert_eq!(rig.events(), [Event::Resized, Event::ResetDone(Ok(()))]);
+            assert_eq!(rig.blk.counters().resets, 1 + looks as u64);
+        },
+    );
+}
+
+#[test]
 fn moves_are_refused_with_a_reason() {
     let rig = moving_rig(2, 1, 0);
     let refused = |core| {
