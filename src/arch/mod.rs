@@ -4,6 +4,8 @@
 mod barrier;
 pub mod mmio;
 
+#[cfg(target_os = "none")]
+pub use barrier::not_alone;
 pub use barrier::{device_full_barrier, device_read_barrier, device_write_barrier};
 
 #[cfg(target_os = "none")]

@@ -134,6 +134,9 @@ fn start(board: &'static Board, tree: usize) -> Result<(), StartError> {
     if let Some(hertz) = machine.timer_hertz {
         metal::clock::set_frequency(u64::from(hertz));
     }
+    if machine.cores_listed > 1 {
+        arch::not_alone();
+    }
     map(machine).map_err(StartError::Map)?;
     read_clock(machine);
     read_options(machine);

@@ -4,6 +4,7 @@ import re
 import time
 
 import checker
+import clients
 import nbd
 from harness import STANDIN, Disk, check
 
@@ -69,6 +70,18 @@ def burst(machine, loop, connections):
         guest.close()
     while not STANDIN and machine.console("info connections").count("10.0.2.2") > len(connections):
         time.sleep(0.2)
+
+
+def test_lone_core(context):
+    """Real clients on one core for 10 s (long: 10 min): no kick is lost while QEMU leaves barriers out."""
+    rounds = 60 if context.long else 1
+    with context.machine([Disk(context.image("lone.img", SIZE), "lone")], cores=1, name="lone") as machine:
+        requests = 0
+        for _ in range(rounds):
+            result = clients.fio(machine.uri, "--rw=randrw", "--bs=4k", "--time_based=1", jobs=2, depth=4, seconds=10)
+            requests += result["read"]["total_ios"] + result["write"]["total_ios"]
+        context.note(f"{requests} requests in {rounds} rounds")
+        machine.power_off()
 
 
 def test_soak(context):
