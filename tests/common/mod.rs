@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, OnceLock};
 
-use ironthread::aio::{AioContext, BottomHalf, Callback, EventNotifier, Handler, Timer};
+use ironthread::aio::{AioContext, BottomHalf, Callback, EventNotifier, Handler, PollCheck, Timer};
 use ironthread::arch;
 use ironthread::arch::host::{self, CoreGuard, Machine, clock};
 
@@ -147,14 +147,32 @@ pub fn until(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A device under adaptive polling: `work` is what its poll check finds; begin is logged as 1, a check as 2, end as 3,
-/// the handler as 9. By the end of this it has learnt a budget of 4 us.
+/// Registers a handler of `event` that clears it and goes on with `f`.
+pub fn on_event<R>(
+    ctx: &'static AioContext,
+    event: &'static EventNotifier,
+    f: impl Fn(usize) -> R + Sync + 'static,
+) {
+    let ready = call(move |argument| {
+        event.test_and_clear();
+        f(argument);
+    });
+    ctx.register(event, "event", ready, None).unwrap();
+}
+
+/// Registers a handler of `event` that only clears it, and that `check` finds when the loop polls.
+pub fn polled_by(ctx: &'static AioContext, event: &'static EventNotifier, check: PollCheck) {
+    let ready = call(move |_| event.test_and_clear());
+    ctx.register(event, "polled", ready, Some(check)).unwrap();
+}
+
+/// A device under adaptive polling, with its log and its work, which its poll check finds: begin is logged as 1, a check as 2, end
+/// as 3, the handler as 9. By the end of this it has learnt a budget of 4 us. From here on the clock is manual.
 pub fn polled_device(
     ctx: &'static AioContext,
-    log: &'static Log,
-    work: &'static AtomicUsize,
-) -> &'static EventNotifier {
-    let event = notifier();
+) -> (&'static EventNotifier, &'static Log, &'static AtomicUsize) {
+    clock::manual(1_000_000);
+    let (event, log, work) = (notifier(), log(), count());
     ctx.set_poll_max_ns(100_000);
     let handler = Handler {
         ready: call(move |_| {
@@ -176,16 +194,11 @@ pub fn polled_device(
     // Not polled before it was ever ready (ADP-4). During the wait its interrupt comes, 10 us after the start.
     let during_wait = ctx.timer("device", call(|_| ())).unwrap();
     during_wait.arm_at(arch::now_ns() + 10_000);
-    host::on_wait(Some(leak(move || {
-        clock::advance(10_000);
-        host::on_wait(None);
-        host::after_wait_interrupt(move || event.set());
-    })));
-    assert!(ctx.poll(true));
+    ready_in_a_wait(ctx, event);
     assert_eq!(log.take(), [9]);
     assert_eq!(ctx.learnt_poll_ns(event), 4_000);
     during_wait.delete().unwrap();
-    event
+    (event, log, work)
 }
 
 /// Runs `f` in the next wait of a stepped core, interrupts masked, as the rest of the world would meanwhile.

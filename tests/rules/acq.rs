@@ -116,16 +116,7 @@ fn acq_2_callbacks_hold_the_lock_already() {
         let _level = ctx.lock();
     };
     let event = notifier();
-    ctx.register(
-        event,
-        "event",
-        call(move |n| {
-            event.test_and_clear();
-            look(n);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, look);
     event.set();
     ctx.schedule_oneshot("bottom half", call(look)).unwrap();
     ctx.timer("timer", call(look)).unwrap().arm_at(10);

@@ -8,29 +8,16 @@ use ironthread::arch::host::{self, clock};
 #[test]
 fn adp_4_a_source_that_leaves_poll_mode_while_another_keeps_the_loop_awake_notifies_again() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, work) = polled_device(ctx);
     let other = notifier();
     let always = leak(|_: usize| {
         clock::advance(1_000);
         true
     });
-    ctx.register(
-        other,
-        "always",
-        call(move |_| other.test_and_clear()),
-        Some(always),
-    )
-    .unwrap();
+    polled_by(ctx, other, always);
     ctx.poll(false);
     // It learns a budget in a wait of 10 us; from then on it is polled and keeps the loop awake.
-    host::on_wait(Some(leak(move || {
-        clock::advance(10_000);
-        host::on_wait(None);
-        host::after_wait_interrupt(move || other.set());
-    })));
-    assert!(ctx.poll(true));
+    ready_in_a_wait(ctx, other);
     let sleeps = ctx.stats().sleeps;
     log.take();
     work.store(1, SeqCst);
@@ -49,9 +36,7 @@ fn adp_4_a_source_that_leaves_poll_mode_while_another_keeps_the_loop_awake_notif
 #[test]
 fn adp_7_poll_12_a_notification_ends_polling_without_progress() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, _) = polled_device(ctx);
     let sleeps = ctx.stats().sleeps;
     ctx.notify();
     assert!(!ctx.poll(true));
@@ -63,9 +48,7 @@ fn adp_7_poll_12_a_notification_ends_polling_without_progress() {
 #[test]
 fn adp_1_changing_the_budget_forgets_what_was_learnt() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, _) = polled_device(ctx);
     ctx.set_poll_max_ns(50_000);
     ctx.poll(false);
     assert!(!ctx.poll(true));
@@ -118,8 +101,7 @@ fn adp_2_the_budget_follows_the_waits() {
         clock::advance(100);
         false
     });
-    let ready = call(move |_| event.test_and_clear());
-    ctx.register(event, "disk", ready, Some(check)).unwrap();
+    polled_by(ctx, event, check);
     ctx.poll(false);
     // The wait ends this long after it began, whatever part of it was polled.
     let learnt_after = |block_ns: u64| {
@@ -157,13 +139,7 @@ fn adp_3_each_handler_learns_from_its_own_readiness() {
     let [fast, slow, silent] = [notifier(), notifier(), notifier()];
     ctx.set_poll_max_ns(100_000);
     for event in [fast, slow, silent] {
-        ctx.register(
-            event,
-            "n",
-            call(move |_| event.test_and_clear()),
-            Some(never),
-        )
-        .unwrap();
+        polled_by(ctx, event, never);
     }
     ctx.poll(false);
     ready_in_a_wait(ctx, fast);
@@ -199,13 +175,7 @@ fn adp_5_a_handler_without_a_check_ends_the_polling_of_others() {
         clock::advance(100);
         false
     });
-    ctx.register(
-        event,
-        "disk",
-        call(move |_| event.test_and_clear()),
-        Some(check),
-    )
-    .unwrap();
+    polled_by(ctx, event, check);
     // The check is asked when its handler comes.
     (0..2).for_each(|_| _ = ctx.poll(false));
     checks.store(0, SeqCst);
@@ -222,9 +192,7 @@ fn adp_5_a_handler_without_a_check_ends_the_polling_of_others() {
 #[test]
 fn adp_6_poll_mode_is_left_before_a_sleep_and_not_before() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, work) = polled_device(ctx);
     for n in 0..5 {
         work.store(1, SeqCst);
         assert!(ctx.poll(true));
@@ -245,7 +213,6 @@ fn adp_6_poll_mode_is_left_before_a_sleep_and_not_before() {
 #[test]
 fn adp_8_handlers_that_are_never_ready_are_not_asked() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
     let idle_checks = count();
     let idle = leak(move |_: usize| {
         add(idle_checks);
@@ -255,8 +222,7 @@ fn adp_8_handlers_that_are_never_ready_are_not_asked() {
         ctx.register(notifier(), "idle", call(|_| ()), Some(idle))
             .unwrap();
     }
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, _) = polled_device(ctx);
     assert_eq!(get(idle_checks), 100, "once, when they came");
     assert!(!ctx.poll(true));
     assert_eq!(log.take(), [1, 2, 2, 2, 2, 2, 3, 2]);

@@ -24,16 +24,7 @@ fn cs_7_a_bottom_half_that_schedules_itself_starves_nothing() {
     set_bh(this, greedy);
     greedy.schedule();
     let event = notifier();
-    ctx.register(
-        event,
-        "event",
-        call(move |_| {
-            event.test_and_clear();
-            order.push(1);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, move |_| order.push(1));
     event.set();
     ctx.timer("timer", call(move |_| order.push(2)))
         .unwrap()

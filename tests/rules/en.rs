@@ -52,18 +52,11 @@ fn aio_event_flush() {
     let (_core, ctx) = single();
     let calls = count();
     let event = notifier();
-    ctx.register(
-        event,
-        "event",
-        call(move |_| {
-            event.test_and_clear();
-            if add(calls) < 10 {
-                event.set();
-            }
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, move |_| {
+        if add(calls) < 10 {
+            event.set();
+        }
+    });
     while ctx.poll(false) {}
     event.set();
     for calls_so_far in 1..=10 {
@@ -98,16 +91,7 @@ fn en_1_registered_when_already_set_is_called() {
     let calls = count();
     let event = notifier();
     event.set();
-    ctx.register(
-        event,
-        "late",
-        call(move |_| {
-            event.test_and_clear();
-            add(calls);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, move |_| add(calls));
     assert!(ctx.poll(true));
     assert_eq!(get(calls), 1);
 }
@@ -119,16 +103,7 @@ fn en_4_registering_again_replaces_and_a_second_context_is_refused() {
     let event = notifier();
     ctx.register(event, "one", call(move |_| log.push(1)), None)
         .unwrap();
-    ctx.register(
-        event,
-        "two",
-        call(move |_| {
-            event.test_and_clear();
-            log.push(2);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, move |_| log.push(2));
     event.set();
     assert!(ctx.poll(false));
     assert_eq!(log.take(), [2]);
@@ -157,16 +132,7 @@ fn en_7_8_a_handler_removes_itself_and_others_during_dispatch() {
             ctx.unregister(b);
             // The freed slot is taken at once, by a source that is ready: it waits for the next pass (POLL-11).
             c.set();
-            ctx.register(
-                c,
-                "c",
-                call(move |_| {
-                    c.test_and_clear();
-                    log.push(3);
-                }),
-                None,
-            )
-            .unwrap();
+            on_event(ctx, c, move |_| log.push(3));
         }),
         None,
     )
@@ -192,16 +158,7 @@ fn en_6_a_handler_replaces_itself_from_its_own_callback() {
         "old",
         call(move |_| {
             log.push(1);
-            ctx.register(
-                event,
-                "new",
-                call(move |_| {
-                    event.test_and_clear();
-                    log.push(2);
-                }),
-                None,
-            )
-            .unwrap();
+            on_event(ctx, event, move |_| log.push(2));
         }),
         None,
     )
@@ -219,28 +176,12 @@ fn en_10_each_readiness_is_dispatched_once_by_the_innermost_poll() {
     let (_core, ctx) = single();
     let log = log();
     let (a, b) = (notifier(), notifier());
-    ctx.register(
-        a,
-        "a",
-        call(move |_| {
-            a.test_and_clear();
-            log.push(1);
-            assert!(ctx.poll(false), "b is still due");
-            log.push(3);
-        }),
-        None,
-    )
-    .unwrap();
-    ctx.register(
-        b,
-        "b",
-        call(move |_| {
-            b.test_and_clear();
-            log.push(2);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, a, move |_| {
+        log.push(1);
+        assert!(ctx.poll(false), "b is still due");
+        log.push(3);
+    });
+    on_event(ctx, b, move |_| log.push(2));
     a.set();
     b.set();
     assert!(ctx.poll(false));
@@ -274,16 +215,7 @@ fn en_all_slots_are_served_and_exhaustion_is_an_error() {
     let calls = count();
     let events: Vec<&'static EventNotifier> = (0..config::HANDLERS).map(|_| notifier()).collect();
     for &event in &events {
-        ctx.register(
-            event,
-            "n",
-            call(move |_| {
-                event.test_and_clear();
-                add(calls);
-            }),
-            None,
-        )
-        .unwrap();
+        on_event(ctx, event, move |_| add(calls));
     }
     assert_eq!(
         ctx.register(notifier(), "one more", call(|_| ()), None),

@@ -8,9 +8,7 @@ use ironthread::arch::host::{self, clock};
 #[test]
 fn en_13_polling_begins_and_ends_around_the_checks() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, work) = polled_device(ctx);
     let sleeps = ctx.stats().sleeps;
     // Nothing comes: begin, checks until the budget is used up, end, one check more, sleep.
     assert!(!ctx.poll(true));
@@ -33,9 +31,7 @@ fn en_13_polling_begins_and_ends_around_the_checks() {
 #[test]
 fn en_13_a_source_in_poll_mode_is_heard_by_a_loop_that_never_sleeps() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, work) = polled_device(ctx);
     work.store(1, SeqCst);
     assert!(ctx.poll(true));
     assert_eq!(log.take(), [1, 2, 9], "in poll mode: it does not notify");
@@ -124,9 +120,7 @@ fn en_11_a_check_only_marks_and_the_handler_runs_in_its_place() {
 #[test]
 fn en_13_a_source_removed_in_poll_mode_gets_no_end_and_its_slot_begins_anew() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, work) = polled_device(ctx);
     work.store(1, SeqCst);
     assert!(ctx.poll(true));
     assert_eq!(log.take(), [1, 2, 9], "in poll mode");
@@ -178,9 +172,7 @@ fn en_15_a_source_that_comes_back_is_asked_once_for_what_came_meanwhile() {
 #[test]
 fn en_7_what_a_check_found_is_not_for_the_next_in_its_slot() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, work) = polled_device(ctx);
     // Asked behind the device, it gives the device's slot to another.
     let (swaps, next) = (notifier(), notifier());
     let nothing_there = leak(move |_: usize| {
@@ -200,13 +192,7 @@ fn en_7_what_a_check_found_is_not_for_the_next_in_its_slot() {
         }
         false
     });
-    ctx.register(
-        swaps,
-        "swaps",
-        call(move |_| swaps.test_and_clear()),
-        Some(swap),
-    )
-    .unwrap();
+    polled_by(ctx, swaps, swap);
     ctx.poll(false);
     ready_in_a_wait(ctx, swaps);
     log.take();

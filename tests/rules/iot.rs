@@ -238,16 +238,7 @@ fn iot_8_everything_runs_on_the_home_core() {
         add(ran);
     };
     let event = notifier();
-    ctx.register(
-        event,
-        "event",
-        call(move |n| {
-            event.test_and_clear();
-            here(n);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, here);
     event.set();
     ctx.schedule_oneshot("bottom half", call(here)).unwrap();
     ctx.timer("timer", call(here)).unwrap().arm_at(0);

@@ -127,16 +127,7 @@ fn nfy_notifiers_and_timers_wake_a_sleeper() {
     let _zero = host::enter_core(0);
     let calls = count();
     let event = notifier();
-    ctx.register(
-        event,
-        "event",
-        call(move |_| {
-            event.test_and_clear();
-            add(calls);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, move |_| add(calls));
     let timer = ctx.timer("timer", call(move |_| add(calls))).unwrap();
     let never = ctx.timer("never", call(|_| ())).unwrap();
     never.arm_at(u64::MAX);
@@ -208,8 +199,7 @@ fn nfy_5_a_loop_that_polls_hears_a_notification_without_a_kick() {
         clock::advance(1_000);
         false
     });
-    let ready = call(move |_| event.test_and_clear());
-    ctx.register(event, "disk", ready, Some(check)).unwrap();
+    polled_by(ctx, event, check);
     // The check is asked when its handler comes.
     (0..2).for_each(|_| _ = ctx.poll(false));
     checks.store(0, SeqCst);
@@ -334,9 +324,8 @@ fn nfy_3_a_turn_nested_in_a_blocking_one_leaves_it_awake() {
 fn nfy_3_a_turn_nested_in_a_poll_callback_leaves_it_awake() {
     for nests_in in 1..=3 {
         let (_core, ctx) = single();
-        clock::manual(1_000_000);
-        let (log, done) = (log(), count());
-        let event = polled_device(ctx, log, count());
+        let (event, log, _) = polled_device(ctx);
+        let done = count();
         // As the hook above, but from the begin (1), the check (2) or the end (3) of busy polling.
         let callback = move |which| {
             log.push(which);

@@ -37,16 +37,7 @@ fn own_3_all_but_polling_works_from_any_thread_and_wakes_the_loop() {
     let runs = count();
     let bh = ctx.bottom_half("bh", call(move |_| add(runs))).unwrap();
     let event = notifier();
-    ctx.register(
-        event,
-        "event",
-        call(move |_| {
-            event.test_and_clear();
-            add(runs);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, move |_| add(runs));
     let timer = ctx.timer("timer", call(move |_| add(runs))).unwrap();
     let sleeper = ctx
         .spawn("sleeper", async move {

@@ -16,18 +16,11 @@ fn poll_1_bottom_halves_then_handlers_then_timers_then_hooks() {
     let hook = ctx.turn_hook("hook", call(move |_| log.push(4))).unwrap();
     let timer = ctx.timer("t", call(move |_| log.push(3))).unwrap();
     timer.arm_at(5);
-    ctx.register(
-        event,
-        "e",
-        call(move |_| {
-            event.test_and_clear();
-            hook.arm();
-            hook.arm();
-            log.push(2);
-        }),
-        None,
-    )
-    .unwrap();
+    on_event(ctx, event, move |_| {
+        hook.arm();
+        hook.arm();
+        log.push(2);
+    });
     event.set();
     ctx.schedule_oneshot("b", call(move |_| log.push(1)))
         .unwrap();
@@ -196,9 +189,7 @@ fn poll_3_the_wait_ends_at_the_earliest_of_idle_work_and_timers() {
 #[test]
 fn poll_4_polling_is_part_of_the_wait_and_ends_with_it() {
     let (_core, ctx) = single();
-    clock::manual(1_000_000);
-    let (log, work) = (log(), count());
-    let event = polled_device(ctx, log, work);
+    let (event, log, _) = polled_device(ctx);
     let timer = ctx.timer("soon", call(move |_| log.push(8))).unwrap();
     // The budget is 4 us and a check takes one.
     timer.arm_at(arch::now_ns() + 1_500);
