@@ -32,8 +32,8 @@ static HANDLED: [Once<&'static Blk>; DISKS] = [const { Once::new() }; DISKS];
 /// The interrupt lines of the same disks.
 static LINES: [Once<Line>; DISKS] = [const { Once::new() }; DISKS];
 
-/// A line of the interrupt controller.
-struct Line(u32);
+/// A line of the interrupt controller, by its number.
+pub struct Line(pub u32);
 
 impl InterruptRoute for Line {
     fn check(&self, core: CoreId) -> bool {

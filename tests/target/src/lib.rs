@@ -5,9 +5,13 @@
 #![no_std]
 #![cfg(target_os = "none")]
 
+pub mod block;
+pub mod cycles;
+
 use core::fmt::Write;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use ironthread::aio;
 use ironthread::arch::aarch64::{
     Conduit, EmergencyConsole, GicAddresses, Range, irq_enable, map_memory, own_affinity,
     power_off, set_conduit, start_core, start_gic, start_gic_core,
@@ -124,6 +128,13 @@ pub fn start(tree: usize) -> MachineInfo {
     }
     irq_enable();
     info
+}
+
+/// What [`start_cores`] can run: the core's context, for ever.
+pub fn run_loop(core: CoreId) {
+    let context = aio::context(core);
+    context.attach(core);
+    aio::run_loop(context);
 }
 
 static SECONDARY: AtomicUsize = AtomicUsize::new(0);

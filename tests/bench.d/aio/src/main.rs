@@ -9,12 +9,12 @@
 mod embassy;
 mod ours;
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ironthread::aio;
 use ironthread::arch::CoreId;
 use ironthread::arch::aarch64::EmergencyConsole;
+use ironthread_target_tests::cycles::{count_cycles, cycles};
 use ironthread_target_tests::{entry, pass, say, start, start_cores};
 
 entry!(main);
@@ -24,31 +24,6 @@ pub const ROUNDS: u64 = 64;
 
 static BEGIN: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
-
-fn count_cycles() {
-    // SAFETY: configures this core's cycle counter, which nothing else uses.
-    unsafe {
-        asm!(
-            "msr pmccfiltr_el0, xzr",
-            "msr pmcntenset_el0, {bit}",
-            "msr pmcr_el0, {enable}",
-            "isb",
-            bit = in(reg) 1u64 << 31,
-            // Enabled, 64 bits wide.
-            enable = in(reg) 1u64 | 1 << 6,
-            options(nostack)
-        );
-    }
-}
-
-/// The cycle counter. A barrier for the compiler.
-#[inline(always)]
-pub fn cycles() -> u64 {
-    let now: u64;
-    // SAFETY: reads a counter.
-    unsafe { asm!("mrs {}, pmccntr_el0", out(reg) now, options(nostack)) };
-    now
-}
 
 /// The measured part begins.
 #[inline(always)]

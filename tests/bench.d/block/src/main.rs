@@ -6,7 +6,6 @@
 #![no_std]
 #![no_main]
 
-use core::arch::asm;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -21,6 +20,7 @@ use ironthread::block::node::{
 use ironthread::block::{self, Backend, Operation, Request};
 use ironthread::config::{MAX_CORES, NODES};
 use ironthread::sync::PageArena;
+use ironthread_target_tests::cycles::{count_cycles, cycles};
 use ironthread_target_tests::{entry, pass, say, start};
 
 entry!(main);
@@ -35,31 +35,6 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 static QUIET: AtomicU32 = AtomicU32::new(0);
 static BACK: ironthread::sync::IrqLock<Vec<Request, 32>> =
     ironthread::sync::IrqLock::new(Vec::new());
-
-fn count_cycles() {
-    // SAFETY: configures this core's cycle counter, which nothing else uses.
-    unsafe {
-        asm!(
-            "msr pmccfiltr_el0, xzr",
-            "msr pmcntenset_el0, {bit}",
-            "msr pmcr_el0, {enable}",
-            "isb",
-            bit = in(reg) 1u64 << 31,
-            // Enabled, 64 bits wide.
-            enable = in(reg) 1u64 | 1 << 6,
-            options(nostack)
-        );
-    }
-}
-
-/// The cycle counter. A barrier for the compiler.
-#[inline(always)]
-fn cycles() -> u64 {
-    let now: u64;
-    // SAFETY: reads a counter.
-    unsafe { asm!("mrs {}, pmccntr_el0", out(reg) now, options(nostack)) };
-    now
-}
 
 fn completed(request: Request) {
     assert!(request.result.is_ok());
@@ -155,16 +130,7 @@ impl NodeDriver for Idle {
         NodeInfo {
             kind: "idle",
             size: SIZE,
-            logical_block: 512,
-            physical_block: 512,
-            optimal_io: 0,
-            discard_align: 0,
-            read_only: false,
-            discard: false,
-            fast_zeroes: false,
-            writeback: false,
-            cost: 0,
-            depth: 0,
+            ..NodeInfo::NONE
         }
     }
 

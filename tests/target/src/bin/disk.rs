@@ -5,9 +5,9 @@
 #![no_std]
 #![no_main]
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use ironthread::aio::{self, Callback, Timer};
+use ironthread::aio::{self, Callback};
 use ironthread::arch::aarch64::{Trigger, register_interrupt};
 use ironthread::arch::{self, CoreId};
 use ironthread::block::node::disk::Disk;
@@ -15,41 +15,13 @@ use ironthread::block::{self, Backend, Operation, Request, bench};
 use ironthread::sync::PageArena;
 use ironthread::virtio::dma::DMA;
 use ironthread::virtio::{blk, probe};
-use ironthread_target_tests::{argument, entry, pass, say, start, start_cores};
+use ironthread_target_tests::block::{run_until, start_block};
+use ironthread_target_tests::{argument, entry, pass, say};
 use spin::Once;
 
 entry!(main);
 
-const PATIENCE: u64 = 20_000_000_000;
-
 static PAGES: PageArena<64> = PageArena::new();
-static READY: AtomicUsize = AtomicUsize::new(0);
-
-fn run_until(what: &str, mut done: impl FnMut() -> bool) {
-    static WATCHDOG: Once<Timer> = Once::new();
-    let watchdog = WATCHDOG.call_once(|| {
-        match aio::main_context().timer("watchdog", Callback::new(&|_| {}, 0)) {
-            Ok(timer) => timer,
-            Err(error) => panic!("watchdog: {error}"),
-        }
-    });
-    let end = arch::now_ns() + PATIENCE;
-    while !done() {
-        assert!(arch::now_ns() < end, "{what}: not done in time");
-        watchdog.arm_at(arch::now_ns() + 50_000_000);
-        aio::main_context().poll(true);
-    }
-    watchdog.cancel();
-}
-
-fn secondary(core: CoreId) {
-    aio::context(core).attach(core);
-    if let Err(error) = block::start_core(core) {
-        panic!("core {core}: {error}");
-    }
-    READY.fetch_add(1, Ordering::SeqCst);
-    aio::run_loop(aio::context(core));
-}
 
 fn interrupt(blk: usize) {
     if let Some(blk) = DISKS.get(blk).and_then(Once::get) {
@@ -162,15 +134,7 @@ fn measure(
 }
 
 fn main(tree: usize) -> ! {
-    let info = start(tree);
-    aio::main_context().attach(0);
-    if let Err(error) = block::start_core(0) {
-        panic!("block: {error}");
-    }
-    start_cores(&info, secondary);
-    run_until("cores", || {
-        READY.load(Ordering::SeqCst) + 1 == arch::cores()
-    });
+    let info = start_block(tree);
     let cores = arch::cores();
     let home = cores - 1;
     let mut backends: [Place; 4] = [None; 4];

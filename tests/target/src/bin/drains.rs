@@ -5,8 +5,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use ironthread::aio::{self, Callback, Timer};
-use ironthread::arch::{self, CoreId};
+use ironthread::aio::{self, Callback};
+use ironthread::arch;
 use ironthread::block::graph::{
     self, Refusal, change, context, drain, drained_all_in_coroutine, drained_in_coroutine,
 };
@@ -14,16 +14,15 @@ use ironthread::block::node::delay::{self, DelayOptions, Latencies};
 use ironthread::block::node::null::{self, NullOptions};
 use ironthread::block::node::ram;
 use ironthread::block::{self, Backend, NodeId, Operation, Request};
-use ironthread_target_tests::{argument, entry, pass, say, start, start_cores};
+use ironthread_target_tests::block::{run_until_looking, start_block};
+use ironthread_target_tests::{argument, entry, pass, say};
 use spin::Once;
 
 entry!(main);
 
-const PATIENCE: u64 = 20_000_000_000;
 /// Requests that each core keeps going at each backend.
 const DEPTH: usize = 8;
 
-static READY: AtomicUsize = AtomicUsize::new(0);
 /// The backends under load.
 static USERS: Once<[&'static Backend; 2]> = Once::new();
 /// Requests answered, by backend.
@@ -39,31 +38,8 @@ static SECTIONS: AtomicUsize = AtomicUsize::new(0);
 /// What the coroutines drain; `None`: everything.
 static TARGET: Once<NodeId> = Once::new();
 
-fn run_until(what: &str, mut done: impl FnMut() -> bool) {
-    static WATCHDOG: Once<Timer> = Once::new();
-    let watchdog = WATCHDOG.call_once(|| {
-        match aio::main_context().timer("watchdog", Callback::new(&|_| {}, 0)) {
-            Ok(timer) => timer,
-            Err(error) => panic!("watchdog: {error}"),
-        }
-    });
-    let end = arch::now_ns() + PATIENCE;
-    while !done() {
-        assert!(arch::now_ns() < end, "{what}: not done in time");
-        // The other cores do not wake this one for what is only counted.
-        watchdog.arm_at(arch::now_ns() + 200_000);
-        aio::main_context().poll(true);
-    }
-    watchdog.cancel();
-}
-
-fn secondary(core: CoreId) {
-    aio::context(core).attach(core);
-    if let Err(error) = block::start_core(core) {
-        panic!("core {core}: {error}");
-    }
-    READY.fetch_add(1, Ordering::SeqCst);
-    aio::run_loop(aio::context(core));
+fn run_until(what: &str, done: impl FnMut() -> bool) {
+    run_until_looking(200_000, what, done);
 }
 
 fn user(index: usize) -> &'static Backend {
@@ -250,15 +226,7 @@ fn ok(case: &str) {
 }
 
 fn main(tree: usize) -> ! {
-    let info = start(tree);
-    aio::main_context().attach(0);
-    if let Err(error) = block::start_core(0) {
-        panic!("block: {error}");
-    }
-    start_cores(&info, secondary);
-    run_until("cores", || {
-        READY.load(Ordering::SeqCst) + 1 == arch::cores()
-    });
+    let info = start_block(tree);
     let cores = arch::cores();
     let rounds: usize = argument(&info, "rounds")
         .and_then(|text| text.parse().ok())

@@ -9,9 +9,9 @@ use ironthread::aio::{self, AioContext, BottomHalf, Callback, EventNotifier, Tim
 use ironthread::arch::aarch64::{
     Trigger, counters, register_interrupt, route_interrupt, stack_use,
 };
-use ironthread::arch::{self, CoreId, mmio};
+use ironthread::arch::{self, mmio};
 use ironthread::config::MAX_CORES;
-use ironthread_target_tests::{entry, pass, say, start, start_cores};
+use ironthread_target_tests::{entry, pass, run_loop, say, start, start_cores};
 use spin::Once;
 
 entry!(main);
@@ -261,16 +261,10 @@ fn locks() {
 
 // --- beginning and end ---
 
-fn secondary(core: CoreId) {
-    let context = aio::context(core);
-    context.attach(core);
-    aio::run_loop(context);
-}
-
 fn main(tree: usize) -> ! {
     let info = start(tree);
     aio::main_context().attach(0);
-    start_cores(&info, secondary);
+    start_cores(&info, run_loop);
     let Some(uart) = mmio::claim(info.uart.region.base, info.uart.region.size) else {
         panic!("no claim on the UART")
     };

@@ -3,32 +3,30 @@
 #![no_std]
 #![no_main]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use ironthread::aio::{self, Callback, Timer};
-use ironthread::arch::aarch64::{
-    Trigger, interrupt_can_go_to, register_interrupt, route_interrupt,
-};
+use ironthread::aio::{self, Callback};
+use ironthread::arch::aarch64::{Trigger, register_interrupt};
 use ironthread::arch::{self, CoreId};
 use ironthread::block::device::BlockDevice;
 use ironthread::block::node::disk::Disk;
 use ironthread::block::{self, Backend, BlockError, Operation, Request, bench};
 use ironthread::config::MAX_CORES;
+use ironthread::machine::storage::Line;
 use ironthread::sync::PageArena;
-use ironthread::virtio::blk::{self, Blk, InterruptRoute};
+use ironthread::virtio::blk::{self, Blk};
 use ironthread::virtio::dma::DMA;
 use ironthread::virtio::probe;
-use ironthread_target_tests::{argument, entry, pass, say, start, start_cores};
+use ironthread_target_tests::block::{PATIENCE, run_until, start_block};
+use ironthread_target_tests::{argument, entry, pass, say};
 use spin::Once;
 
 entry!(main);
 
-const PATIENCE: u64 = 20_000_000_000;
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 32;
 
 static PAGES: PageArena<64> = PageArena::new();
-static READY: AtomicUsize = AtomicUsize::new(0);
 static DISK: Once<&'static Blk> = Once::new();
 static ROUTE: Once<Line> = Once::new();
 /// Interrupts of the disk that each core took.
@@ -37,49 +35,11 @@ static DONE: AtomicU64 = AtomicU64::new(0);
 /// Drained sections that have become quiet.
 static QUIET: AtomicU32 = AtomicU32::new(0);
 
-struct Line(u32);
-
-impl InterruptRoute for Line {
-    fn check(&self, core: CoreId) -> bool {
-        interrupt_can_go_to(self.0, core)
-    }
-
-    fn route(&self, core: CoreId) -> bool {
-        route_interrupt(self.0, core).is_ok()
-    }
-}
-
 fn interrupt(_: usize) {
     if let (Some(blk), Some(core)) = (DISK.get(), arch::current_core()) {
         TAKEN[core].fetch_add(1, Ordering::Relaxed);
         blk.interrupt();
     }
-}
-
-fn run_until(what: &str, mut done: impl FnMut() -> bool) {
-    static WATCHDOG: Once<Timer> = Once::new();
-    let watchdog = WATCHDOG.call_once(|| {
-        match aio::main_context().timer("watchdog", Callback::new(&|_| {}, 0)) {
-            Ok(timer) => timer,
-            Err(error) => panic!("watchdog: {error}"),
-        }
-    });
-    let end = arch::now_ns() + PATIENCE;
-    while !done() {
-        assert!(arch::now_ns() < end, "{what}: not done in time");
-        watchdog.arm_at(arch::now_ns() + 50_000_000);
-        aio::main_context().poll(true);
-    }
-    watchdog.cancel();
-}
-
-fn secondary(core: CoreId) {
-    aio::context(core).attach(core);
-    if let Err(error) = block::start_core(core) {
-        panic!("core {core}: {error}");
-    }
-    READY.fetch_add(1, Ordering::SeqCst);
-    aio::run_loop(aio::context(core));
 }
 
 /// What block `block` holds after round `round`.
@@ -192,15 +152,7 @@ fn move_disk(backend: &'static Backend, disk: &'static Disk, core: CoreId, round
 }
 
 fn main(tree: usize) -> ! {
-    let info = start(tree);
-    aio::main_context().attach(0);
-    if let Err(error) = block::start_core(0) {
-        panic!("block: {error}");
-    }
-    start_cores(&info, secondary);
-    run_until("cores", || {
-        READY.load(Ordering::SeqCst) + 1 == arch::cores()
-    });
+    let info = start_block(tree);
     let cores = arch::cores();
     let found = info.virtio.iter().enumerate().find_map(|(slot, device)| {
         let mmio = probe::claim(slot, device.region.base, device.region.size)?;

@@ -13,8 +13,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ironthread::aio::{self, BottomHalf, Callback, EventNotifier, Timer};
 use ironthread::arch::aarch64::{Trigger, counters, register_interrupt};
-use ironthread::arch::{self, CoreId, mmio};
-use ironthread_target_tests::{argument, entry, pass, say, start, start_cores};
+use ironthread::arch::{self, mmio};
+use ironthread_target_tests::{argument, entry, pass, run_loop, say, start, start_cores};
 use spin::Once;
 
 entry!(main);
@@ -180,12 +180,6 @@ fn prepare(core: usize) {
     }
 }
 
-fn secondary(core: CoreId) {
-    let context = aio::context(core);
-    context.attach(core);
-    aio::run_loop(context);
-}
-
 fn main(tree: usize) -> ! {
     let info = start(tree);
     let count = argument(&info, "count")
@@ -195,7 +189,7 @@ fn main(tree: usize) -> ! {
     COUNT.store(count, Ordering::Relaxed);
     let exact = argument(&info, "exact") == Some("1");
     aio::main_context().attach(0);
-    start_cores(&info, secondary);
+    start_cores(&info, run_loop);
     assert_eq!(arch::cores(), CORES, "started with -smp 4");
     let Some(claim) = mmio::claim(info.uart.region.base, info.uart.region.size) else {
         panic!("no claim on the UART")

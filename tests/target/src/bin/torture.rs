@@ -14,7 +14,7 @@ use ironthread::aio::{
 };
 use ironthread::arch::aarch64::{Trigger, register_interrupt, set_dump_hook};
 use ironthread::arch::{self, CoreId, mmio};
-use ironthread_target_tests::{argument, entry, pass, say, start, start_cores};
+use ironthread_target_tests::{argument, entry, pass, run_loop, say, start, start_cores};
 use spin::Once;
 
 entry!(main);
@@ -222,12 +222,6 @@ fn dump(core: CoreId, out: &mut dyn core::fmt::Write) {
     let _ = aio::trace::dump(core, out, 64);
 }
 
-fn secondary(core: CoreId) {
-    let context = aio::context(core);
-    context.attach(core);
-    aio::run_loop(context);
-}
-
 fn main(tree: usize) -> ! {
     let info = start(tree);
     let number = |key, default| {
@@ -238,7 +232,7 @@ fn main(tree: usize) -> ! {
     let (count, seed): (u64, u64) = (number("count", 200_000), number("seed", 1));
     set_dump_hook(dump);
     aio::main_context().attach(0);
-    start_cores(&info, secondary);
+    start_cores(&info, run_loop);
     assert_eq!(arch::cores(), CORES, "started with -smp 4");
     let Some(uart) = mmio::claim(info.uart.region.base, info.uart.region.size) else {
         panic!("no claim on the UART")

@@ -2,7 +2,7 @@
 
 fn main() {
     let linker = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../linker");
-    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=../build.rs");
     for script in ["memory-qemu-virt.x", "sections.ld"] {
         println!("cargo:rerun-if-changed={linker}/{script}");
         println!("cargo:rustc-link-arg-bins=-T{linker}/{script}");
