@@ -33,6 +33,11 @@ impl Place {
         self.taken.store(false, Ordering::Release);
     }
 
+    /// Which node it is; `None` for one that is free or not in the graph yet.
+    pub fn node(&self) -> Option<NodeId> {
+        NodeId::unpack(self.id.load(Ordering::Relaxed))
+    }
+
     /// Whether it is that node.
     pub fn is(&self, id: NodeId) -> bool {
         self.id.load(Ordering::Relaxed) == id.pack()
@@ -72,21 +77,7 @@ pub(super) fn build(
 
 /// Properties of what is below a link; those of nothing when there is nothing.
 pub(super) fn info_below(link: &Link) -> NodeInfo {
-    const NOTHING: NodeInfo = NodeInfo {
-        kind: "none",
-        size: 0,
-        logical_block: 512,
-        physical_block: 512,
-        optimal_io: 0,
-        discard_align: 0,
-        read_only: false,
-        discard: false,
-        fast_zeroes: false,
-        writeback: false,
-        cost: 0,
-        depth: 0,
-    };
-    link.driver().map_or(NOTHING, NodeDriver::info)
+    link.driver().map_or(NodeInfo::NONE, NodeDriver::info)
 }
 
 /// Allocation of a range of what is below a link; cut to what the child has now.

@@ -10,6 +10,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use super::instance::{self, Place};
 use super::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
 use crate::aio::Callback;
 use crate::arch::{self, CoreId};
@@ -19,7 +20,6 @@ use crate::block::throttle::group::{self, Group, Waiter};
 use crate::block::throttle::{Direction, Timers};
 use crate::block::{BlockError, Request, core_state};
 use crate::config::THROTTLES;
-use crate::sync::IrqLock;
 
 /// What a throttle node is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +33,12 @@ pub struct Options<'a> {
 
 /// A node that holds requests up.
 pub struct Throttle {
-    taken: AtomicBool,
-    /// Its place in the arena, and so in its group.
+    place: Place,
+    /// Which of the arena it is, and so its place in its group.
     index: AtomicU32,
     /// Its group's place, plus one; 0: none.
     group: AtomicU32,
     home: AtomicU32,
-    id: IrqLock<Option<NodeId>>,
     /// In a drained section; below a backend that is in one. Each suspends the limits.
     drained: AtomicBool,
     hurried: AtomicBool,
@@ -60,35 +59,13 @@ static ARENA: [Throttle; THROTTLES] = [const { Throttle::new() }; THROTTLES];
 /// # Errors
 /// No node or group left, a bad group name, no timers left in the main context; those of [`graph::add`] and [`graph::attach`].
 pub fn create(name: &str, options: Options<'_>) -> Result<NodeId, Refusal> {
-    let refuse = |error| Refusal::new(name, Reason::Node(error));
-    let (index, throttle) = ARENA
-        .iter()
-        .enumerate()
-        .find(|(_, throttle)| !throttle.taken.swap(true, Ordering::AcqRel))
-        .ok_or_else(|| Refusal::new(name, Reason::NoRoom("throttle nodes")))?;
+    let throttle = instance::take(&ARENA, |throttle| &throttle.place, "throttle nodes")?;
     TAKEN.fetch_add(1, Ordering::Relaxed);
-    let prepared = (|| {
-        let group = group::join(options.group.unwrap_or(name), index, throttle)?;
-        throttle.index.store(index as u32, Ordering::Relaxed);
-        throttle.group.store(group as u32 + 1, Ordering::Relaxed);
-        throttle.home.store(0, Ordering::Relaxed);
-        throttle
-            .timers
-            .reserve(0, fired_of(index), &Direction::ALL)?;
-        throttle.timers.attach();
-        Ok(())
-    })();
-    if let Err(error) = prepared {
+    if let Err(error) = throttle.prepare(options.group.unwrap_or(name)) {
         throttle.release();
-        return Err(refuse(error));
+        return Err(Refusal::new(name, Reason::Node(error)));
     }
-    let id = graph::add(name, throttle).inspect_err(|_| throttle.release())?;
-    *throttle.id.lock() = Some(id);
-    // From here on, deleting the node releases it.
-    graph::attach(id, 0, options.child).inspect_err(|_| {
-        let _ = graph::delete(id);
-    })?;
-    Ok(id)
+    instance::build(name, throttle, &throttle.place, &[options.child])
 }
 
 /// A drained section has begun or ended on a backend: nothing is held up below one that drains. Main loop only.
@@ -97,11 +74,7 @@ pub(crate) fn users_changed() {
         return;
     }
     for throttle in &ARENA {
-        if !throttle.taken.load(Ordering::Relaxed) {
-            continue;
-        }
-        let id = *throttle.id.lock();
-        if let Some(id) = id {
+        if let Some(id) = throttle.place.node() {
             let hurried = HURRY.load(Ordering::Relaxed) || graph::drain::user_drains(id);
             throttle.suspend_for(&throttle.hurried, hurried);
         }
@@ -138,16 +111,30 @@ fn fired(argument: usize) {
 impl Throttle {
     const fn new() -> Self {
         Self {
-            taken: AtomicBool::new(false),
+            place: Place::new(),
             index: AtomicU32::new(0),
             group: AtomicU32::new(0),
             home: AtomicU32::new(0),
-            id: IrqLock::new(None),
             drained: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
             links: [Link::new()],
             timers: Timers::new(),
         }
+    }
+
+    /// Joins its group and gets its timers; on an error it may have one of them.
+    fn prepare(&'static self, group: &str) -> Result<(), BlockError> {
+        let index = ARENA
+            .iter()
+            .position(|throttle| core::ptr::eq(throttle, self))
+            .ok_or(BlockError::Invalid)?;
+        let group = group::join(group, index, self)?;
+        self.index.store(index as u32, Ordering::Relaxed);
+        self.group.store(group as u32 + 1, Ordering::Relaxed);
+        self.home.store(0, Ordering::Relaxed);
+        self.timers.reserve(0, fired_of(index), &Direction::ALL)?;
+        self.timers.attach();
+        Ok(())
     }
 
     fn index(&self) -> usize {
@@ -216,10 +203,9 @@ impl Layer for Throttle {
 
 impl NodeDriver for Throttle {
     fn info(&self) -> NodeInfo {
-        let child = self.links[0].driver();
         NodeInfo {
             kind: "throttle",
-            ..child.map_or(NodeInfo::NONE, |child| child.info())
+            ..instance::info_below(&self.links[0])
         }
     }
 
@@ -235,14 +221,7 @@ impl NodeDriver for Throttle {
     }
 
     fn block_status(&self, offset: u64, len: u64) -> BlockStatus {
-        match self.links[0].driver() {
-            Some(child) => child.block_status(offset, len),
-            None => BlockStatus {
-                len,
-                hole: false,
-                zero: false,
-            },
-        }
+        instance::status_below(&self.links[0], offset, len)
     }
 
     fn links(&'static self) -> &'static [Link] {
@@ -280,13 +259,12 @@ impl NodeDriver for Throttle {
         if let Some(group) = self.group() {
             group.leave(self.index());
         }
-        *self.id.lock() = None;
         self.group.store(0, Ordering::Relaxed);
         self.drained.store(false, Ordering::Relaxed);
         self.hurried.store(false, Ordering::Relaxed);
         self.timers.detach();
         self.timers.cancel_reserved();
         TAKEN.fetch_sub(1, Ordering::Relaxed);
-        self.taken.store(false, Ordering::Release);
+        self.place.give_back();
     }
 }

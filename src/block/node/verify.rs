@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::mutex::SpinMutex;
 
+use super::instance::{self, Place};
 use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo};
 use crate::arch::{self, CoreId};
 use crate::block::graph::{self, Access, Link, Permissions, Reason, Refusal};
@@ -46,8 +47,7 @@ pub struct Options {
 
 /// A node that compares its children.
 pub struct Verify {
-    taken: AtomicBool,
-    id: IrqLock<Option<NodeId>>,
+    place: Place,
     links: [Link; 2],
     /// Spare records that the second child needs.
     second_cost: AtomicU32,
@@ -74,26 +74,13 @@ pub fn create(name: &str, options: Options) -> Result<NodeId, Refusal> {
             return Err(Refusal::new(name, Reason::Node(BlockError::NotSupported)));
         }
     }
-    let verify = ARENA
-        .iter()
-        .find(|verify| !verify.taken.swap(true, Ordering::AcqRel))
-        .ok_or_else(|| Refusal::new(name, Reason::NoRoom("verify nodes")))?;
-    let id = graph::add(name, verify).inspect_err(|_| verify.release())?;
-    *verify.id.lock() = Some(id);
-    // From here on, deleting the node releases it.
-    for (slot, child) in options.children.into_iter().enumerate() {
-        graph::attach(id, slot, child).inspect_err(|_| {
-            let _ = graph::delete(id);
-        })?;
-    }
-    Ok(id)
+    let verify = instance::take(&ARENA, |verify| &verify.place, "verify nodes")?;
+    instance::build(name, verify, &verify.place, &options.children)
 }
 
 /// How often the children of a verify node differed, and at which byte the last time; `None` for another kind of node.
 pub fn mismatches(node: NodeId) -> Option<(u64, u64)> {
-    let verify = ARENA
-        .iter()
-        .find(|verify| *verify.id.lock() == Some(node))?;
+    let verify = ARENA.iter().find(|verify| verify.place.is(node))?;
     let [count, last] =
         [&verify.mismatches, &verify.last_offset].map(|word| word.load(Ordering::Relaxed));
     Some((count, last))
@@ -102,8 +89,7 @@ pub fn mismatches(node: NodeId) -> Option<(u64, u64)> {
 impl Verify {
     const fn new() -> Self {
         Self {
-            taken: AtomicBool::new(false),
-            id: IrqLock::new(None),
+            place: Place::new(),
             links: [Link::new(), Link::new()],
             second_cost: AtomicU32::new(0),
             fast_zeroes: AtomicBool::new(false),
@@ -256,7 +242,7 @@ impl Verify {
     fn report(&self, offset: u64) {
         self.mismatches.fetch_add(1, Ordering::Relaxed);
         self.last_offset.store(offset, Ordering::Relaxed);
-        let name = (*self.id.lock()).and_then(graph::name).unwrap_or_default();
+        let name = self.place.node().and_then(graph::name).unwrap_or_default();
         log::error!("{name}: the children differ at offset {offset}");
     }
 }
@@ -311,8 +297,7 @@ impl Layer for Verify {
 
 impl NodeDriver for Verify {
     fn info(&self) -> NodeInfo {
-        let [a, b] = [&self.links[0], &self.links[1]]
-            .map(|link| link.driver().map_or(NodeInfo::NONE, |child| child.info()));
+        let [a, b] = [&self.links[0], &self.links[1]].map(instance::info_below);
         let fast_zeroes = a.fast_zeroes && b.fast_zeroes;
         NodeInfo {
             kind: "verify",
@@ -361,12 +346,10 @@ impl NodeDriver for Verify {
             zero: true,
         };
         for link in &self.links {
-            if let Some(child) = link.driver() {
-                let other = child.block_status(offset, status.len);
-                status.len = other.len;
-                status.hole &= other.hole;
-                status.zero &= other.zero;
-            }
+            let other = instance::status_below(link, offset, status.len);
+            status.len = other.len;
+            status.hole &= other.hole;
+            status.zero &= other.zero;
         }
         status
     }
@@ -393,14 +376,13 @@ impl NodeDriver for Verify {
     fn child_changed(&'static self) {
         let info = self.info();
         self.fast_zeroes.store(info.fast_zeroes, Ordering::Relaxed);
-        let second = self.links[1].driver().map_or(0, |child| child.info().cost);
+        let second = instance::info_below(&self.links[1]).cost;
         self.second_cost.store(second.into(), Ordering::Relaxed);
     }
 
     fn release(&'static self) {
-        *self.id.lock() = None;
         self.mismatches.store(0, Ordering::Relaxed);
         self.last_offset.store(0, Ordering::Relaxed);
-        self.taken.store(false, Ordering::Release);
+        self.place.give_back();
     }
 }
