@@ -61,6 +61,14 @@ pub const CONTEXT_NOTIFIERS: usize = 32;
 /// Spare request records per core, for nodes that make several requests of one; no graph may need more for one request.
 pub const SPARES_PER_CORE: usize = 16;
 
+/// Bits of a dirty bitmap, at most 64³: 16.3 KiB with their sums (small profile: 1 KiB). At 64 KiB a bit that is 8 GiB (512 MiB); larger
+/// disks have a coarser one.
+pub const BITMAP_BITS: usize = if cfg!(feature = "small") {
+    1 << 13
+} else {
+    1 << 17
+};
+
 /// Block backends.
 pub const BACKENDS: usize = 48;
 

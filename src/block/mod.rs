@@ -20,6 +20,7 @@
 //! | [`device`] | what a disk driver implements |
 //! | [`accounting`] | counters |
 //! | [`mod@bench`] | a load generator over a backend |
+//! | [`bitmap`] | which parts of an address space are dirty |
 //! | [`throttle`] | leaky buckets and the groups that share them |
 //! | [`tracked`] | which ranges are being worked on, and who waits for whom |
 //!
@@ -30,6 +31,7 @@
 pub mod accounting;
 pub mod backend;
 pub mod bench;
+pub mod bitmap;
 mod core_state;
 mod credits;
 mod data;
