@@ -1,28 +1,20 @@
 //! A throttle over a verify on real threads, one a core, while the main loop drains, moves and changes the limits. A second throttle
 //! of the same group, elsewhere, is left alone and goes on.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
+use super::load::{Load, turn, turn_while};
 use super::*;
 use crate::block::graph;
 use crate::block::node::verify::mismatches;
 use crate::block::throttle::{Config, Kind, Limit, configure, remove_group};
 use crate::config::MAX_CORES;
 
-static STOP: AtomicBool = AtomicBool::new(false);
-static ANSWERED: AtomicU64 = AtomicU64::new(0);
-static RUNNING: AtomicU32 = AtomicU32::new(0);
+static LOAD: Load = Load::new();
 
 /// Answers a request with the next one, of another kind, somewhere where others are too, until told to stop.
 fn next(mut request: Request) {
-    assert_eq!(request.result, Ok(()));
-    assert_eq!(arch::current_core(), Some(request.home()));
-    let n = ANSWERED.fetch_add(1, Ordering::Relaxed);
-    if STOP.load(Ordering::Relaxed) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    let Some((n, backend)) = LOAD.answer(&request) else {
         return;
-    }
-    let backend = super::backend(request.user[0] as usize).unwrap();
+    };
     let (operation, len) = match n % 7 {
         0 => (Operation::Flush, 0),
         1 | 2 => (Operation::Write, 8192),
@@ -55,69 +47,41 @@ fn a_throttle_over_a_verify_holds_on_real_cores() {
         device.set_depth(4);
     }
     pair.disks[0].set_single_queue(3);
-    STOP.store(false, Ordering::Relaxed);
-    ANSWERED.store(0, Ordering::Relaxed);
     limit(1_000_000);
-    host::set_stepped(false);
-    host::clock::real();
-    std::thread::scope(|scope| {
-        for core in 1..MAX_CORES {
-            scope.spawn(move || {
-                let _core = host::enter_core(core);
-                for n in 0..12 {
-                    let backend = backends[usize::from(n % 3 == 0)];
-                    let mut first = request(read(0, 8192), backend.index() as u64);
-                    first.completion = &next;
-                    RUNNING.fetch_add(1, Ordering::Relaxed);
-                    backend.submit(first);
-                }
-                while !STOP.load(Ordering::Relaxed) || RUNNING.load(Ordering::Relaxed) != 0 {
-                    aio::context(core).poll(false);
-                    std::thread::yield_now();
-                }
-            });
+    let start = |_| {
+        for n in 0..12 {
+            let backend = backends[usize::from(n % 3 == 0)];
+            let mut first = request(read(0, 8192), backend.index() as u64);
+            first.completion = &next;
+            LOAD.submit(backend, first);
         }
-        on(0, || {
-            let mut before = 0;
-            for round in 0..100 {
-                // Tight now and then, so that a drain meets some that wait.
-                limit([1_000_000, 3000, 20_000, 0][round % 4]);
-                let guard = graph::drain::drained(top).unwrap();
-                assert_eq!(backends[0].in_flight(), 0, "round {round}");
-                assert_eq!(pair.disks.map(|disk| disk.held()), [0, 0]);
-                assert_eq!(graph::home(top), graph::home(pair.node));
-                if round % 3 == 0 {
-                    graph::context::move_quiet(top, round / 3 % MAX_CORES).unwrap();
-                }
-                let log = pair.disks[1].log().len();
-                for _ in 0..20 {
-                    aio::main_context().poll(false);
-                    std::thread::yield_now();
-                }
-                assert_eq!(
-                    pair.disks[1].log().len(),
-                    log,
-                    "round {round}: one slipped through"
-                );
-                drop(guard);
-                pair.disks.iter().for_each(|disk| disk.clear_log());
-                while ANSWERED.load(Ordering::Relaxed) < before + 100 {
-                    aio::main_context().poll(false);
-                    std::thread::yield_now();
-                }
-                before = ANSWERED.load(Ordering::Relaxed);
+    };
+    LOAD.run(&rig, start, || {
+        let mut before = 0;
+        for round in 0..100 {
+            // Tight now and then, so that a drain meets some that wait.
+            limit([1_000_000, 3000, 20_000, 0][round % 4]);
+            let guard = graph::drain::drained(top).unwrap();
+            assert_eq!(backends[0].in_flight(), 0, "round {round}");
+            assert_eq!(pair.disks.map(|disk| disk.held()), [0, 0]);
+            assert_eq!(graph::home(top), graph::home(pair.node));
+            if round % 3 == 0 {
+                graph::context::move_quiet(top, round / 3 % MAX_CORES).unwrap();
             }
-            limit(0);
-            STOP.store(true, Ordering::Relaxed);
-            while RUNNING.load(Ordering::Relaxed) != 0 {
-                aio::main_context().poll(false);
-                std::thread::yield_now();
-            }
-        });
+            let log = pair.disks[1].log().len();
+            turn();
+            assert_eq!(
+                pair.disks[1].log().len(),
+                log,
+                "round {round}: one slipped through"
+            );
+            drop(guard);
+            pair.disks.iter().for_each(|disk| disk.clear_log());
+            turn_while(|| LOAD.answered() < before + 100);
+            before = LOAD.answered();
+        }
+        limit(0);
     });
-    host::set_stepped(true);
-    host::clock::manual(START_NS.fetch_add(1_000_000_000_000, Ordering::Relaxed));
-    rig.settle();
     assert_eq!(mismatches(pair.node), Some((0, 0)));
     assert!(pair.disks[0].visible() == pair.disks[1].visible());
     rig.finish();

@@ -13,6 +13,7 @@ mod graph_rig;
 mod images;
 mod instruments;
 mod layered;
+mod load;
 mod model;
 mod moves;
 mod nodes;

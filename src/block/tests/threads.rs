@@ -1,24 +1,16 @@
 //! The same code on real threads: one a core, each in its loop, while the main loop drains and drains again.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
+use super::load::{Load, turn, turn_while};
 use super::*;
 use crate::config::MAX_CORES;
 
-static STOP: AtomicBool = AtomicBool::new(false);
-static ANSWERED: AtomicU64 = AtomicU64::new(0);
-static RUNNING: AtomicU32 = AtomicU32::new(0);
+static LOAD: Load = Load::new();
 
 /// Answers a request with the next one, of another kind, until told to stop.
 fn next(mut request: Request) {
-    assert_eq!(request.result, Ok(()));
-    assert_eq!(arch::current_core(), Some(request.home()));
-    let n = ANSWERED.fetch_add(1, Ordering::Relaxed);
-    if STOP.load(Ordering::Relaxed) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    let Some((n, backend)) = LOAD.answer(&request) else {
         return;
-    }
-    let backend = super::backend(request.user[0] as usize).unwrap();
+    };
     let offset = request.home() as u64 * 65536 + n % 16 * 4096;
     let (operation, len) = match n % 5 {
         0 => (Operation::Flush, 0),
@@ -44,63 +36,34 @@ fn drained_sections_hold_on_real_cores() {
         *queue = if core % 2 == 0 { core } else { 2 };
     }
     f.device.set_queues(queues);
-    STOP.store(false, Ordering::Relaxed);
-    ANSWERED.store(0, Ordering::Relaxed);
-    host::set_stepped(false);
-    host::clock::real();
-    std::thread::scope(|scope| {
-        for core in 1..MAX_CORES {
-            let backend = f.backend;
-            scope.spawn(move || {
-                let _core = host::enter_core(core);
-                for _ in 0..8 {
-                    let mut first =
-                        request(write(core as u64 * 65536, 4096, 1), backend.index() as u64);
-                    first.completion = &next;
-                    RUNNING.fetch_add(1, Ordering::Relaxed);
-                    backend.submit(first);
-                }
-                while !STOP.load(Ordering::Relaxed) || RUNNING.load(Ordering::Relaxed) != 0 {
-                    aio::context(core).poll(false);
-                    std::thread::yield_now();
-                }
-            });
+    let start = |core| {
+        for _ in 0..8 {
+            let ask = write(core as u64 * 65536, 4096, 1);
+            let mut first = request(ask, f.backend.index() as u64);
+            first.completion = &next;
+            LOAD.submit(f.backend, first);
         }
-        on(0, || {
-            let mut before = 0;
-            for round in 0..300 {
-                let guard = f.backend.drained().unwrap();
-                assert_eq!(f.backend.in_flight(), 0, "round {round}");
-                assert_eq!(f.device.held() + f.disk.waiting() as usize, 0);
-                let log = f.device.log().len();
-                let answered = ANSWERED.load(Ordering::Relaxed);
-                for _ in 0..20 {
-                    aio::main_context().poll(false);
-                    std::thread::yield_now();
-                }
-                assert_eq!(
-                    f.device.log().len(),
-                    log,
-                    "round {round}: a request slipped through"
-                );
-                assert_eq!(ANSWERED.load(Ordering::Relaxed), answered, "round {round}");
-                drop(guard);
-                f.device.clear_log();
-                while ANSWERED.load(Ordering::Relaxed) < before + 50 {
-                    aio::main_context().poll(false);
-                    std::thread::yield_now();
-                }
-                before = ANSWERED.load(Ordering::Relaxed);
-            }
-            STOP.store(true, Ordering::Relaxed);
-            while RUNNING.load(Ordering::Relaxed) != 0 {
-                aio::main_context().poll(false);
-                std::thread::yield_now();
-            }
-        });
+    };
+    LOAD.run(&rig, start, || {
+        let mut before = 0;
+        for round in 0..300 {
+            let guard = f.backend.drained().unwrap();
+            assert_eq!(f.backend.in_flight(), 0, "round {round}");
+            assert_eq!(f.device.held() + f.disk.waiting() as usize, 0);
+            let log = f.device.log().len();
+            let answered = LOAD.answered();
+            turn();
+            assert_eq!(
+                f.device.log().len(),
+                log,
+                "round {round}: a request slipped through"
+            );
+            assert_eq!(LOAD.answered(), answered, "round {round}");
+            drop(guard);
+            f.device.clear_log();
+            turn_while(|| LOAD.answered() < before + 50);
+            before = LOAD.answered();
+        }
     });
-    host::set_stepped(true);
-    host::clock::manual(START_NS.fetch_add(1_000_000_000_000, Ordering::Relaxed));
-    rig.settle();
     rig.finish();
 }

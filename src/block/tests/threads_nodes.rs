@@ -1,7 +1,8 @@
 //! Nodes on real threads, one a core: what a flush through a row promises, while the main loop drains again and again.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::load::{Load, turn_while};
 use super::*;
 use crate::block::graph;
 use crate::block::node::concat;
@@ -21,11 +22,7 @@ static ANSWERED: Versions = [const { [const { AtomicU64::new(0) }; CHILDREN] }; 
 static BEFORE: [Versions; MAX_CORES * CHAINS] =
     [const { [const { [const { AtomicU64::new(0) }; CHILDREN] }; MAX_CORES] }; MAX_CORES * CHAINS];
 static STEPS: [AtomicU64; MAX_CORES * CHAINS] = [const { AtomicU64::new(0) }; MAX_CORES * CHAINS];
-/// No chain goes on.
-static STOP: AtomicBool = AtomicBool::new(false);
-/// The main loop is through with its drained sections, so the others need not run for them any more.
-static OVER: AtomicBool = AtomicBool::new(false);
-static RUNNING: AtomicU32 = AtomicU32::new(0);
+static LOAD: Load = Load::new();
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 /// Core, child, version that is durable, version that was promised.
 static BROKEN: Mutex<Option<(usize, usize, u64, u64)>> = Mutex::new(None);
@@ -49,16 +46,14 @@ fn check(chain: usize) {
         // Told in the end, by the main thread: the others would wait for a core that has panicked.
         if durable < promised {
             *BROKEN.lock().unwrap() = Some((core, child, durable, promised));
-            STOP.store(true, Ordering::Relaxed);
+            LOAD.stop();
         }
     });
     FLUSHES.fetch_add(1, Ordering::Relaxed);
 }
 
 fn next(mut request: Request) {
-    assert_eq!(request.result, Ok(()));
     let core = request.home();
-    assert_eq!(arch::current_core(), Some(core));
     let chain = request.user[1] as usize;
     let step = STEPS[chain].load(Ordering::Relaxed);
     match request.operation {
@@ -68,11 +63,9 @@ fn next(mut request: Request) {
         }
         _ => check(chain),
     }
-    if STOP.load(Ordering::Relaxed) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    let Some((_, backend)) = LOAD.answer(&request) else {
         return;
-    }
-    let backend = super::backend(request.user[0] as usize).unwrap();
+    };
     begin(&mut request, core, chain, step + 1);
     backend.submit(request);
 }
@@ -111,50 +104,24 @@ fn dur_1_a_flush_through_a_row_keeps_its_promise_on_real_cores() {
     let row = on(0, || concat::create(&unique("row"), &late).unwrap());
     let backend = rig.backend(row);
     for_each_block(|core, child| ANSWERED[core][child].store(0, Ordering::SeqCst));
-    STOP.store(false, Ordering::Relaxed);
-    OVER.store(false, Ordering::Relaxed);
-    host::set_stepped(false);
-    host::clock::real();
-    std::thread::scope(|scope| {
-        for core in 1..MAX_CORES {
-            scope.spawn(move || {
-                let _core = host::enter_core(core);
-                for chain in core * CHAINS..(core + 1) * CHAINS {
-                    let mut first = request(write(0, 4096, 0), backend.index() as u64);
-                    first.user[1] = chain as u64;
-                    first.completion = &next;
-                    begin(&mut first, core, chain, 1);
-                    RUNNING.fetch_add(1, Ordering::Relaxed);
-                    backend.submit(first);
-                }
-                while !OVER.load(Ordering::Relaxed) || RUNNING.load(Ordering::Relaxed) != 0 {
-                    aio::context(core).poll(false);
-                    std::thread::yield_now();
-                }
-            });
+    let start = |core| {
+        for chain in core * CHAINS..(core + 1) * CHAINS {
+            let mut first = request(write(0, 4096, 0), backend.index() as u64);
+            first.user[1] = chain as u64;
+            first.completion = &next;
+            begin(&mut first, core, chain, 1);
+            LOAD.submit(backend, first);
         }
-        on(0, || {
-            for _ in 0..40 {
-                let enough = FLUSHES.load(Ordering::Relaxed) + 40;
-                while FLUSHES.load(Ordering::Relaxed) < enough && !STOP.load(Ordering::Relaxed) {
-                    aio::main_context().poll(false);
-                    std::thread::yield_now();
-                }
-                let guard = graph::drain::drained(row).unwrap();
-                assert_eq!(backend.in_flight(), 0);
-                drop(guard);
-            }
-            STOP.store(true, Ordering::Relaxed);
-            OVER.store(true, Ordering::Relaxed);
-            while RUNNING.load(Ordering::Relaxed) != 0 {
-                aio::main_context().poll(false);
-                std::thread::yield_now();
-            }
-        });
+    };
+    LOAD.run(&rig, start, || {
+        for _ in 0..40 {
+            let enough = FLUSHES.load(Ordering::Relaxed) + 40;
+            turn_while(|| FLUSHES.load(Ordering::Relaxed) < enough && !LOAD.stopped());
+            let guard = graph::drain::drained(row).unwrap();
+            assert_eq!(backend.in_flight(), 0);
+            drop(guard);
+        }
     });
-    host::set_stepped(true);
-    host::clock::manual(START_NS.fetch_add(1_000_000_000_000, Ordering::Relaxed));
-    rig.settle();
     assert_eq!(*BROKEN.lock().unwrap(), None);
     rig.finish();
 }
