@@ -10,6 +10,10 @@ pub use core::sync::atomic::{
     compiler_fence, fence,
 };
 
+#[cfg(any(loom, preempt))]
+#[macro_use]
+mod accesses;
+
 #[cfg(loom)]
 pub mod model;
 #[cfg(loom)]
@@ -18,7 +22,9 @@ pub use model::{
 };
 
 #[cfg(preempt)]
-pub use super::preempt::{
+mod preempt;
+#[cfg(preempt)]
+pub use preempt::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering,
     compiler_fence, fence,
 };

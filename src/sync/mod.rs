@@ -23,8 +23,6 @@ mod lock;
 #[cfg(all(debug_assertions, not(loom)))]
 mod order;
 mod pool;
-#[cfg(preempt)]
-mod preempt;
 mod static_ref;
 
 pub use arena::{Buffer, BufferOwner, PAGE_SIZE, PageArena};

@@ -128,83 +128,13 @@ macro_rules! atomic {
                 }
             }
 
-            /// Loads.
-            pub fn load(&self, order: Ordering) -> $value {
-                self.apply(|a| a.load(order), |p| *p)
-            }
-
-            /// Stores.
-            pub fn store(&self, value: $value, order: Ordering) {
-                self.apply(|a| a.store(value, order), |p| *p = value);
-            }
-
-            /// Stores and returns what was there.
-            pub fn swap(&self, value: $value, order: Ordering) -> $value {
-                self.apply(|a| a.swap(value, order), |p| core::mem::replace(p, value))
-            }
-
-            /// Stores `new` when `current` is there.
-            ///
-            /// # Errors
-            /// What was there instead.
-            pub fn compare_exchange(
-                &self,
-                current: $value,
-                new: $value,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<$value, $value> {
-                self.apply(
-                    |a| a.compare_exchange(current, new, success, failure),
-                    |p| {
-                        if *p == current {
-                            Ok(core::mem::replace(p, new))
-                        } else {
-                            Err(*p)
-                        }
-                    },
-                )
-            }
-
-            /// As [`compare_exchange`](Self::compare_exchange).
-            ///
-            /// # Errors
-            /// What was there instead.
-            pub fn compare_exchange_weak(
-                &self,
-                current: $value,
-                new: $value,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<$value, $value> {
-                self.compare_exchange(current, new, success, failure)
-            }
-
-            $(atomic!(@ $rmw, $value);)*
+            accesses!($value, [$($rmw)*]);
         }
 
         impl $(<$t>)? core::fmt::Debug for $name $(<$t>)? {
             fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
                 f.write_str(stringify!($name))
             }
-        }
-    };
-    (@ fetch_add, $value:ty) => { atomic!(@@ fetch_add, $value, |old, value| old.wrapping_add(value)); };
-    (@ fetch_sub, $value:ty) => { atomic!(@@ fetch_sub, $value, |old, value| old.wrapping_sub(value)); };
-    (@ fetch_and, $value:ty) => { atomic!(@@ fetch_and, $value, |old, value| old & value); };
-    (@ fetch_or, $value:ty) => { atomic!(@@ fetch_or, $value, |old, value| old | value); };
-    (@ fetch_max, $value:ty) => { atomic!(@@ fetch_max, $value, |old, value| old.max(value)); };
-    (@@ $name:ident, $value:ty, |$old:ident, $new:ident| $result:expr) => {
-        /// As `core`'s function of this name.
-        pub fn $name(&self, value: $value, order: Ordering) -> $value {
-            self.apply(
-                |a| a.$name(value, order),
-                |p| {
-                    let ($old, $new) = (*p, value);
-                    *p = $result;
-                    $old
-                },
-            )
         }
     };
 }

@@ -16,63 +16,24 @@ pub fn fence(order: Ordering) {
     plain::fence(order);
 }
 
-macro_rules! common {
-    ($value:ty) => {
+macro_rules! wrapper {
+    ($name:ty, $value:ty, [$($rmw:ident)*]) => {
         #[inline]
-        pub fn load(&self, order: Ordering) -> $value {
-            point();
-            self.0.load(order)
-        }
-        #[inline]
-        pub fn store(&self, value: $value, order: Ordering) {
-            point();
-            self.0.store(value, order);
-        }
-        #[inline]
-        pub fn swap(&self, value: $value, order: Ordering) -> $value {
-            point();
-            self.0.swap(value, order)
-        }
-        #[inline]
-        pub fn compare_exchange(
+        fn apply<R>(
             &self,
-            current: $value,
-            new: $value,
-            success: Ordering,
-            failure: Ordering,
-        ) -> Result<$value, $value> {
+            atomic: impl FnOnce(&$name) -> R,
+            _plain: impl FnOnce(&mut $value) -> R,
+        ) -> R {
             point();
-            self.0.compare_exchange(current, new, success, failure)
+            atomic(&self.0)
         }
-        /// Never fails without reason, so that a seed decides everything.
-        #[inline]
-        pub fn compare_exchange_weak(
-            &self,
-            current: $value,
-            new: $value,
-            success: Ordering,
-            failure: Ordering,
-        ) -> Result<$value, $value> {
-            self.compare_exchange(current, new, success, failure)
-        }
+        accesses!($value, [$($rmw)*]);
         pub fn get_mut(&mut self) -> &mut $value {
             self.0.get_mut()
         }
         pub fn into_inner(self) -> $value {
             self.0.into_inner()
         }
-    };
-}
-
-macro_rules! fetches {
-    ($value:ty: $($name:ident)*) => {
-        $(
-            #[inline]
-            pub fn $name(&self, value: $value, order: Ordering) -> $value {
-                point();
-                self.0.$name(value, order)
-            }
-        )*
     };
 }
 
@@ -88,8 +49,11 @@ macro_rules! integers {
                 pub const fn new(value: $value) -> Self {
                     Self(plain::$name::new(value))
                 }
-                common!($value);
-                fetches!($value: fetch_add fetch_sub fetch_and fetch_or fetch_xor fetch_max fetch_min);
+                wrapper!(
+                    plain::$name,
+                    $value,
+                    [fetch_add fetch_sub fetch_and fetch_or fetch_xor fetch_max fetch_min]
+                );
                 pub fn fetch_update(
                     &self,
                     set: Ordering,
@@ -127,8 +91,7 @@ impl AtomicBool {
     pub const fn new(value: bool) -> Self {
         Self(plain::AtomicBool::new(value))
     }
-    common!(bool);
-    fetches!(bool: fetch_and fetch_or fetch_xor);
+    wrapper!(plain::AtomicBool, bool, [fetch_and fetch_or fetch_xor]);
 }
 
 /// `core`'s `AtomicPtr`, preemptible.
@@ -140,7 +103,7 @@ impl<T> AtomicPtr<T> {
     pub const fn new(value: *mut T) -> Self {
         Self(plain::AtomicPtr::new(value))
     }
-    common!(*mut T);
+    wrapper!(plain::AtomicPtr<T>, *mut T, []);
 }
 
 impl<T> Default for AtomicPtr<T> {
