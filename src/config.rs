@@ -69,6 +69,12 @@ pub const BITMAP_BITS: usize = if cfg!(feature = "small") {
     1 << 17
 };
 
+/// Dirty bitmaps, over all dirty nodes: 132 KiB (small profile: 4.5 KiB).
+pub const BITMAPS: usize = if cfg!(feature = "small") { 4 } else { 8 };
+
+/// Dirty nodes.
+pub const DIRTY_NODES: usize = if cfg!(feature = "small") { 2 } else { 4 };
+
 /// Block backends.
 pub const BACKENDS: usize = 48;
 

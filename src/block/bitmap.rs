@@ -220,7 +220,10 @@ impl Bitmap {
             return;
         }
         while size.div_ceil(self.granularity()) > BITMAP_BITS as u64 {
-            self.coarsen();
+            if self.count > 0 {
+                self.coarsen();
+            }
+            self.shift += 1;
         }
         self.size = size;
         if dirty {
@@ -228,7 +231,7 @@ impl Bitmap {
         }
     }
 
-    /// Makes one granule of two.
+    /// Makes one bit of two.
     fn coarsen(&mut self) {
         for bit in 0..BITMAP_BITS {
             // What is read has not been written yet: it lies ahead.
@@ -238,7 +241,6 @@ impl Bitmap {
                 .any(|&b| b < BITMAP_BITS && self.bits[b / WORD] & 1 << (b % WORD) != 0);
             self.change(bit..bit + 1, dirty);
         }
-        self.shift += 1;
     }
 
     /// The first bit set from `from` on.

@@ -9,7 +9,7 @@ use core::fmt::{self, Write};
 use ::log::LevelFilter;
 
 use super::format::Duration;
-use super::{bench, console, disks, graph, kinds, nodes};
+use super::{bench, bitmaps, console, disks, graph, kinds, nodes};
 use crate::block::{self, ResetOutcome};
 use crate::{aio, arch};
 
@@ -75,7 +75,7 @@ struct Command {
 
 /// Most that `poll` takes, in us.
 const MAX_POLL_US: u64 = 1_000_000;
-const INFO: &str = "info cores|contexts|disks|nodes|backends|kinds|partitions|exports|connections|drain|memory|version";
+const INFO: &str = "info cores|contexts|disks|nodes|bitmaps|backends|kinds|partitions|exports|connections|drain|memory|version";
 const DISK: &str = "disk vdN reset";
 const POLL: &str = "poll off|MICROSECONDS";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
@@ -109,6 +109,12 @@ const COMMANDS: &[Command] = &[
         kinds::THROTTLE,
         "new limits for a group of throttle nodes",
         throttle,
+    ),
+    command(
+        "bitmap",
+        bitmaps::USAGE,
+        "note what is written through a dirty node; granularity in bytes, a power of two",
+        |words, out, _| bitmaps::bitmap(words, out),
     ),
     command(
         "drain",
@@ -206,6 +212,7 @@ fn info(
         "contexts" => contexts(out)?,
         "disks" => disks::list(out)?,
         "nodes" => nodes::list(out)?,
+        "bitmaps" => bitmaps::list(out)?,
         "backends" => nodes::list_backends(out)?,
         "partitions" => nodes::list_partitions(out)?,
         "kinds" => kinds::list(out)?,

@@ -95,6 +95,9 @@ fn wrong_input_is_one_line_with_a_hint() {
         "node move nobody 1",
         "node insert throttle t above nobody",
         "node remove nobody",
+        "bitmap",
+        "bitmap add nobody bits",
+        "bitmap clear nobody",
         "throttle nobody iops-total=5",
         "throttle",
         "drain begin",
@@ -130,6 +133,37 @@ fn nodes_are_made_listed_and_deleted() {
     assert!(line.is_some_and(|line| line.contains("null")), "{nodes}");
     assert_eq!(typed("node del by-hand"), "by-hand: deleted\n");
     assert!(!typed("info nodes").contains("by-hand"));
+}
+
+#[test]
+fn bitmaps_are_added_listed_cleared_and_deleted() {
+    let _machine = arch::host::machine(1);
+    typed("node add null noted size=1m");
+    assert!(typed("bitmap add noted bits").starts_with("error: "));
+    assert_eq!(typed("node add dirty notes child=noted"), "notes: added\n");
+    for wrong in ["5000", "lots", "64k now"] {
+        let out = typed(&std::format!("bitmap add notes bits {wrong}"));
+        assert!(out.starts_with("error: ") && out.matches('\n').count() == 1);
+    }
+    assert_eq!(typed("bitmap add notes bits 4k"), "notes bits: added\n");
+    assert!(typed("bitmap add notes bits").starts_with("error: "));
+    let id = crate::block::graph::find("notes").unwrap();
+    let bits = crate::block::node::dirty::bitmap(id, "bits").unwrap();
+    bits.use_bitmap(|bits| bits.set(0..1)).unwrap();
+    let list = typed("info bitmaps");
+    let line = list.lines().find(|line| line.starts_with("notes "));
+    assert!(
+        line.is_some_and(|line| line.contains("granularity 4 KiB, dirty 4 KiB of 1 MiB")),
+        "{list}"
+    );
+    assert_eq!(typed("bitmap clear notes bits"), "notes bits: cleared\n");
+    assert_eq!(bits.use_bitmap(|bits| bits.dirty_bytes()), Ok(0));
+    assert_eq!(typed("bitmap del notes bits"), "notes bits: deleted\n");
+    for gone in ["bitmap del notes bits", "bitmap burn notes bits"] {
+        assert!(typed(gone).starts_with("error: "), "{gone}");
+    }
+    typed("node del notes");
+    typed("node del noted");
 }
 
 #[test]

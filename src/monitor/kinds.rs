@@ -8,7 +8,7 @@ use heapless::{String, Vec};
 use super::commands::{Refusal, Words};
 use super::format::parse_size;
 use crate::block::node::error::{self, Operations, Rule, When};
-use crate::block::node::{concat, delay, null, partition, ram, throttle, verify};
+use crate::block::node::{concat, delay, dirty, null, partition, ram, throttle, verify};
 use crate::block::throttle::{self as limits, Config, Kind as Limited, Limit, group_config};
 use crate::block::{BlockError, NodeId, graph, partitions};
 use crate::config::MAX_CHILDREN;
@@ -68,6 +68,7 @@ const KINDS: &[Kind] = &[
             delay_node,
         )
     },
+    kind("dirty", "dirty: child=NODE", dirty_node),
     Kind {
         set: Some(set_error),
         ..kind(
@@ -318,6 +319,10 @@ fn delay_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Wh
 fn set_delay(id: NodeId, options: &mut Options<'_>) -> Option<Result<(), Why>> {
     let latencies = latencies(options)?;
     Some(delay::set(id, latencies).map_err(|error| why(&error)))
+}
+
+fn dirty_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    made(dirty::create(name, Some(options.child("child")?)))
 }
 
 fn error_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {

@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`mod@bench`] | load on a disk, and its report |
+//! | `bitmaps` | `bitmap`, `info bitmaps` |
 //! | [`disks`] | `info disks`, `info drain` |
 //! | `graph` | `node`, `drain`, `export` |
 //! | `nodes` | `info nodes`, `info partitions` |
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+mod bitmaps;
 pub mod commands;
 pub mod console;
 pub mod disks;

@@ -10,6 +10,7 @@
 //! | [`partition`] | a part of its child; [`partitions`](super::partitions) finds them on disks | any core |
 //! | [`mod@concat`] | its children one after another | any core |
 //! | [`delay`] | holds requests for a time | any core |
+//! | [`dirty`] | notes in bitmaps what is written through it | any core |
 //! | [`error`] | fails requests by rule | any core |
 //!
 //! A node is a static object that implements [`NodeDriver`]; the [`graph`](super::graph) gives it a name and a generation-checked
@@ -18,6 +19,7 @@
 
 pub mod concat;
 pub mod delay;
+pub mod dirty;
 pub mod disk;
 pub mod error;
 mod instance;

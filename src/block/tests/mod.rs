@@ -4,6 +4,7 @@ mod catalogue_drain;
 mod catalogue_drain_gone;
 mod catalogue_graph;
 mod catalogue_iothread;
+mod dirty;
 mod drain;
 mod durability;
 mod edges;

@@ -18,7 +18,7 @@ pub(super) fn name() -> std::string::String {
     std::format!("v{}", NEXT_DISK.fetch_add(1, Ordering::Relaxed))
 }
 
-fn disk(info: DeviceInfo) -> (&'static TestDisk, NodeId) {
+pub(super) fn disk(info: DeviceInfo) -> (&'static TestDisk, NodeId) {
     let device = TestDisk::leak(info);
     let disk: &'static Disk = Box::leak(Box::new(Disk::new()));
     let index = 40 + NEXT_DISK.fetch_add(1, Ordering::Relaxed) % 200;
