@@ -132,6 +132,27 @@ pub const THROTTLES: usize = 16;
 /// Throttle groups, 1.5 KiB each.
 pub const THROTTLE_GROUPS: usize = 16;
 
+/// Jobs, concluded ones that nobody has dismissed included.
+pub const JOBS: usize = 8;
+
+/// Transactions of jobs; each job is in one.
+pub const TRANSACTIONS: usize = 2 * JOBS;
+
+/// Backends of one job.
+pub const JOB_BACKENDS: usize = 4;
+
+/// Chunks that a job copies at once.
+pub const COPY_WINDOW: usize = 8;
+
+/// Bytes of such a chunk, at most.
+pub const COPY_CHUNK: usize = 64 * 1024;
+
+/// Pages of 4 KiB for the chunks of all jobs: two full windows (small profile: four chunks).
+pub const JOB_PAGES: usize = if cfg!(feature = "small") { 64 } else { 256 };
+
+/// Requests that coroutines await at once, those included whose coroutine no longer wants the answer.
+pub const IO_FUTURES: usize = 32;
+
 /// Data segments of one request.
 pub const MAX_SEGMENTS: usize = 16;
 

@@ -22,6 +22,8 @@
 //! | [`mod@bench`] | a load generator over a backend |
 //! | [`bitmap`] | which parts of an address space are dirty |
 //! | [`throttle`] | leaky buckets and the groups that share them |
+//! | [`io`] | requests that a coroutine awaits |
+//! | [`job`] | long work on nodes in use: copies, rebuilds, backups |
 //! | [`tracked`] | which ranges are being worked on, and who waits for whom |
 //!
 //! The machine calls [`start_core`] on every core, then [`add_disk`] for each device, from the top slot down.
@@ -40,6 +42,8 @@ pub mod drain;
 pub mod error;
 mod gate;
 pub mod graph;
+pub mod io;
+pub mod job;
 pub mod mapping;
 pub mod node;
 mod operation;
@@ -93,7 +97,9 @@ pub fn start_core(core: CoreId) -> Result<(), BlockError> {
     node::delay::start(core)?;
     drain::start(core)?;
     core_state::start(core)?;
+    io::start(core)?;
     if core == 0 {
+        job::start()?;
         watch::start()?;
         partitions::scan::start()?;
     }

@@ -312,6 +312,11 @@ impl Backend {
         self.begin(Some(done))
     }
 
+    /// The same also while this core holds a context lock: for what goes on from a bottom half by itself.
+    pub(crate) fn drain_begin_locked(&'static self, done: Callback) -> Result<(), BlockError> {
+        self.begin(Some(done))
+    }
+
     /// Begins a section for an edge: nobody waits for this backend alone.
     pub(crate) fn begin_quietly(&'static self) {
         // Without a waiter only another core could be refused.

@@ -13,6 +13,8 @@ mod graph_random;
 mod graph_rig;
 mod images;
 mod instruments;
+mod jobs;
+mod jobs_rig;
 mod layered;
 mod load;
 mod model;
