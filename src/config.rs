@@ -126,6 +126,18 @@ pub const VERIFY_PAGES: usize = 8;
 /// Largest part of a read, in bytes, that a verify node compares at once. A logical block is not larger than a page of these.
 pub const VERIFY_WINDOW: u64 = 32 * 1024;
 
+/// Mirror nodes, 16 KiB each.
+pub const MIRRORS: usize = if cfg!(feature = "small") { 2 } else { 4 };
+
+/// Regions of a mirror's write-intent bitmap. Part of what is on the legs: the same in every profile.
+pub const MIRROR_REGIONS: usize = 8192;
+
+/// Time without a write, in ns, after which a region's intent bit is cleared.
+pub const MIRROR_CLEAR_NS: u64 = 1_000_000_000;
+
+/// Bytes that a mirror copies at once while it resyncs.
+pub const MIRROR_CHUNK: usize = 64 * 1024;
+
 /// Throttle nodes.
 pub const THROTTLES: usize = 16;
 

@@ -23,6 +23,7 @@ pub mod dirty;
 pub mod disk;
 pub mod error;
 mod instance;
+pub mod mirror;
 pub mod null;
 pub mod partition;
 pub mod ram;
