@@ -4,10 +4,12 @@ mod catalogue_drain;
 mod catalogue_drain_gone;
 mod catalogue_graph;
 mod catalogue_iothread;
+mod chains;
 mod dirty;
 mod drain;
 mod durability;
 mod edges;
+mod error_rules;
 mod graph_changes;
 mod graph_random;
 mod graph_rig;
@@ -15,14 +17,16 @@ mod images;
 mod instruments;
 mod jobs;
 mod jobs_rig;
+mod kinds;
 mod layered;
 mod load;
 mod model;
 mod moves;
-mod nodes;
+mod partitions;
 mod paths;
 mod pool;
 mod queues;
+mod rows;
 mod rules_context;
 mod rules_context_moves;
 mod rules_counts;
@@ -36,6 +40,7 @@ mod threads;
 mod threads_nodes;
 mod throttle;
 mod throttle_catalogue;
+mod throttle_drain;
 mod tracked;
 mod verify;
 
@@ -385,4 +390,9 @@ pub(super) fn with_everything(capacity: u64) -> DeviceInfo {
 
 pub(super) fn operations(device: &TestDisk) -> Vec<Operation> {
     device.log().iter().map(|entry| entry.operation).collect()
+}
+
+pub(super) fn submitted(device: &TestDisk) -> Vec<(Operation, u64, u64)> {
+    let log = device.log();
+    log.iter().map(|e| (e.operation, e.offset, e.len)).collect()
 }
