@@ -6,7 +6,7 @@ import pathlib
 import random
 import subprocess
 
-from harness import ROOT, STANDIN, Disk, check, run
+from harness import ROOT, STANDIN, Disk, Failure, check, run
 
 SIZE = 64 << 20
 
@@ -32,11 +32,22 @@ def file_system(context, name):
     return image
 
 
-def fio(uri, *words, jobs=4, depth=32, seconds=4, size="8m"):
-    """Runs fio's nbd engine; its parsed result."""
-    output = run(["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", f"--numjobs={jobs}", f"--iodepth={depth}",
+def report(machine):
+    """Prints what the machine knows of a client that hangs, if it answers itself."""
+    for line in ("info connections", "info drain", "info contexts"):
+        try:
+            said = machine.console(line)
+        except (Failure, OSError) as error:
+            return print(f"  {machine.name}: no answer to {line}: {error}", flush=True)
+        print(f"  {machine.name}: {line}\n" + "".join(f"    {row}\n" for row in said.splitlines()), end="", flush=True)
+
+
+def fio(machine, *words, jobs=4, depth=32, seconds=4, size="8m", patience=120):
+    """Runs fio's nbd engine on a machine; its parsed result. What does not end in `patience` seconds more than it should take is a
+    failure, behind a report of the machine."""
+    output = run(["fio", "--name=job", "--ioengine=nbd", f"--uri={machine.uri}", f"--numjobs={jobs}", f"--iodepth={depth}",
                   "--thread=1", "--group_reporting=1", "--verify_state_save=0", "--output-format=json", f"--size={size}", f"--offset_increment={size}",
-                  f"--runtime={seconds}", *words], timeout=seconds + 120)
+                  f"--runtime={seconds}", *words], timeout=seconds + patience, stuck=lambda: report(machine))
     result = json.loads(output[output.index("{"):])["jobs"][0]
     check(result["error"] == 0, f"fio: error {result['error']}")
     return result
@@ -104,11 +115,11 @@ def client_round(context, **options):
         status, said = run(["qemu-io", "-f", "raw", "-c", "write -P 1 0 4k", f"{uri}/vd1"], ok=False)
         check(STANDIN or status != 0 or "ermitted" in said or "ead-only" in said or "ead only" in said, f"write to the read-only export: {said}")
 
-        result = fio(uri, "--rw=randrw", "--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--loops=1", "--time_based=0",
+        result = fio(machine, "--rw=randrw", "--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--loops=1", "--time_based=0",
                      size="2m")
         check(result["write"]["total_ios"] > 0 and result["read"]["total_ios"] > 0, "fio did nothing")
         if not options:
-            timed = fio(uri, "--rw=randread", "--bs=4k", "--time_based=1", seconds=3)
+            timed = fio(machine, "--rw=randread", "--bs=4k", "--time_based=1", seconds=3)
             context.note(f"fio, 4 connections at depth 32: {timed['read']['iops']:.0f} reads of 4 KiB a second")
         machine.power_off()
 

@@ -43,13 +43,27 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run(command, timeout=120, ok=True, **options):
-    """Runs a program; its output as text. Failure with the output when it fails."""
-    result = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            timeout=timeout, stdin=subprocess.DEVNULL, errors="replace", **options)
-    if ok and result.returncode:
-        raise Failure(f"{' '.join(map(str, command))}: status {result.returncode}: {result.stdout[-2000:]}")
-    return result.stdout if ok else (result.returncode, result.stdout)
+def run(command, timeout=120, ok=True, stuck=None, **options):
+    """Runs a program; its output as text. Failure with the output when it fails, or does not end in time: then `stuck` is called
+    first, while the program still runs."""
+    name = " ".join(map(str, command))
+    with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          stdin=subprocess.DEVNULL, errors="replace", **options) as process:
+        try:
+            said, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            if stuck:
+                stuck()
+            process.kill()
+            # Not read on: what it started may keep the pipe open.
+            said = (late.output or b"").decode(errors="replace")
+            raise Failure(f"{name}: does not end in {timeout} s: {said[-2000:]}") from None
+        except BaseException:
+            process.kill()
+            raise
+    if ok and process.returncode:
+        raise Failure(f"{name}: status {process.returncode}: {said[-2000:]}")
+    return said if ok else (process.returncode, said)
 
 
 def build(features=()):

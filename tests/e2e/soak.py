@@ -78,7 +78,7 @@ def test_lone_core(context):
     with context.machine([Disk(context.image("lone.img", SIZE), "lone")], cores=1, name="lone") as machine:
         requests = 0
         for _ in range(rounds):
-            result = clients.fio(machine.uri, "--rw=randrw", "--bs=4k", "--time_based=1", jobs=2, depth=4, seconds=10)
+            result = clients.fio(machine, "--rw=randrw", "--bs=4k", "--time_based=1", jobs=2, depth=4, seconds=10)
             requests += result["read"]["total_ios"] + result["write"]["total_ios"]
         context.note(f"{requests} requests in {rounds} rounds")
         machine.power_off()
