@@ -75,6 +75,13 @@ pub const BITMAPS: usize = if cfg!(feature = "small") { 4 } else { 8 };
 /// Dirty nodes.
 pub const DIRTY_NODES: usize = if cfg!(feature = "small") { 2 } else { 4 };
 
+/// Copy-before-write nodes.
+pub const COPY_BEFORE_WRITES: usize = if cfg!(feature = "small") { 2 } else { 4 };
+
+/// Pages of 4 KiB, of each copy-before-write node, for what clients are about to overwrite: four chunks, 1 MiB in all (small profile: one,
+/// 128 KiB).
+pub const COPY_BEFORE_WRITE_PAGES: usize = if cfg!(feature = "small") { 16 } else { 64 };
+
 /// Block backends.
 pub const BACKENDS: usize = 48;
 

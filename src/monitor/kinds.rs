@@ -7,6 +7,7 @@ use heapless::{String, Vec};
 
 use super::commands::{Refusal, Words};
 use super::format::parse_size;
+use crate::block::node::copy_before_write::{self, OnError};
 use crate::block::node::error::{self, Operations, Rule, When};
 use crate::block::node::{concat, delay, dirty, null, partition, ram, throttle, verify};
 use crate::block::throttle::{self as limits, Config, Kind as Limited, Limit, group_config};
@@ -60,6 +61,11 @@ fn why(reason: &dyn fmt::Display) -> Why {
 
 const KINDS: &[Kind] = &[
     kind("concat", "concat: children=NODE,NODE..", concat_node),
+    kind(
+        "copy-before-write",
+        "copy-before-write: child=NODE target=NODE [cluster=SIZE] [on-error=break-copy|break-write]",
+        copy_before_write_node,
+    ),
     Kind {
         set: Some(set_delay),
         ..kind(
@@ -296,6 +302,27 @@ fn verify_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, W
     let second = options.child("with")?;
     let children = [first, second];
     made(verify::create(name, verify::Options { children }))
+}
+
+fn copy_before_write_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
+    let child = Some(options.child("child")?);
+    let target = node_called(options.take("target")?)?;
+    let cluster = match options.take("cluster") {
+        Some(word) => Some(parse_size(word)?),
+        None => None,
+    };
+    let on_error = match options.take("on-error") {
+        None | Some("break-copy") => OnError::BreakCopy,
+        Some("break-write") => OnError::BreakWrite,
+        Some(_) => return None,
+    };
+    let options = copy_before_write::Options {
+        child,
+        target,
+        cluster,
+        on_error,
+    };
+    made(copy_before_write::create(name, options))
 }
 
 fn latencies(options: &mut Options<'_>) -> Option<delay::Latencies> {

@@ -9,6 +9,7 @@
 //! | [`throttle`] | limits the rate of its group's members, with bursts; lets all go on drain | its context's core, where anything is limited |
 //! | [`partition`] | a part of its child; [`partitions`](super::partitions) finds them on disks | any core |
 //! | [`mod@concat`] | its children one after another | any core |
+//! | [`copy_before_write`] | saves on a target what is about to be overwritten | any core |
 //! | [`delay`] | holds requests for a time | any core |
 //! | [`dirty`] | notes in bitmaps what is written through it | any core |
 //! | [`error`] | fails requests by rule | any core |
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod concat;
+pub mod copy_before_write;
 pub mod delay;
 pub mod dirty;
 pub mod disk;

@@ -5,6 +5,7 @@ mod catalogue_drain_gone;
 mod catalogue_graph;
 mod catalogue_iothread;
 mod chains;
+mod copy_before_write;
 mod dirty;
 mod drain;
 mod durability;
