@@ -7,6 +7,7 @@ older than the last acknowledged before the read began, nor newer than the last 
 reply came; where a write overlapped the read, the host's page cache may mix the two (such blocks are
 counted as torn, if every word in them is from an allowed generation). Flushes move a second mark: what must survive a power cut.
 """
+import os
 import random
 import struct
 import zlib
@@ -151,6 +152,11 @@ class History:
                 wrong.append(f"block {block}: {complaint} (durable {self.durable[block]}, acknowledged "
                              f"{self.acknowledged[block]}, submitted {self.submitted[block]})")
         return wrong
+
+    def check_file(self, image):
+        """Judges what the image holds after a clean power-off: all that was answered; returns the complaints."""
+        with open(image, "rb") as file:
+            return self.check_image(lambda offset, length: os.pread(file.fileno(), length, offset), write_through=True)
 
 
 class Workload:

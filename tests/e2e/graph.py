@@ -120,21 +120,8 @@ def test_graph_under_load(context):
         for connection in connections:
             connection.close()
         machine.power_off()
-    with open(image, "rb") as file:
-        def read(offset, length):
-            file.seek(offset)
-            return file.read(length)
-        wrong = history.check_image(read, write_through=True)
+    wrong = history.check_file(image)
     check(not wrong, f"after a clean power-off: {wrong[:5]}")
-
-
-def refused(call, *arguments):
-    """The errno with which a call fails, or 0."""
-    try:
-        call(*arguments)
-    except nbd.NbdError as error:
-        return error.errno
-    return 0
 
 
 def test_error_in_every_position(context):
@@ -160,11 +147,11 @@ def test_error_in_every_position(context):
             for word, number in (("eio", errno.EIO), ("enospc", errno.ENOSPC)):
                 for when in ("before", "after"):
                     typed(machine, f"node set e errno={word} op=write count=1 when={when}")
-                    check(refused(client.write, 0, bytes(4096)) == number, f"{word} {when} at {position}")
+                    check(nbd.refused(client.write, 0, bytes(4096)) == number, f"{word} {when} at {position}")
                     client.write(0, b"well" + bytes(4092))
                     check(client.read(0, 4096)[:4] == b"well", "the chain does not work after its error")
             typed(machine, "node set e errno=eio op=read")
-            check(refused(client.read, 8192, 4096) == errno.EIO, f"read at {position}")
+            check(nbd.refused(client.read, 8192, 4096) == errno.EIO, f"read at {position}")
             typed(machine, "node set e clear=all")
             client.read(8192, 4096)
             check("0 requests in flight" in typed(machine, "info drain"), "something is in flight")
@@ -224,7 +211,7 @@ def test_partitions(context):
             check(client.size == 8192 * 512, f"size {client.size}")
             client.write(0, b"first" + bytes(4091))
             client.write(client.size - 4096, bytes(4092) + b"last")
-            check(refused(client.write, client.size, bytes(512)) == errno.ENOSPC, "a write beyond the partition")
+            check(nbd.refused(client.write, client.size, bytes(512)) == errno.ENOSPC, "a write beyond the partition")
             client.close()
             typed(machine, "export del data hard")
             typed(machine, "node del vd0p2")

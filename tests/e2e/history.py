@@ -26,9 +26,5 @@ def test_history(context):
         for connection in connections:
             connection.close()
         machine.power_off()
-    with open(image, "rb") as file:
-        def read(offset, length):
-            file.seek(offset)
-            return file.read(length)
-        wrong = history.check_image(read, write_through=True)
+    wrong = history.check_file(image)
     check(not wrong, f"after a clean power-off: {wrong[:5]}")

@@ -39,9 +39,7 @@ def brief_round(context, **options):
         for connection in connections:
             connection.close()
         machine.power_off()
-    with open(image, "rb") as file:
-        data = file.read()
-    wrong = history.check_image(lambda offset, length: data[offset:offset + length], write_through=True)
+    wrong = history.check_file(image)
     check(not wrong, f"{options}: after power-off: {wrong[:3]}")
 
 

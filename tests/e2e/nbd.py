@@ -34,6 +34,15 @@ class NbdError(Exception):
         self.errno = errno
 
 
+def refused(call, *arguments):
+    """The errno with which a call fails, or 0."""
+    try:
+        call(*arguments)
+    except NbdError as error:
+        return error.errno
+    return 0
+
+
 class Closed(Exception):
     """The connection is gone."""
 

@@ -7,15 +7,6 @@ from harness import STANDIN, Disk, check
 MIB = 1 << 20
 
 
-def refused(call, *arguments):
-    """The errno with which a call fails, or 0."""
-    try:
-        call(*arguments)
-    except nbd.NbdError as error:
-        return error.errno
-    return 0
-
-
 def test_resize(context):
     """Grow and shrink by QEMU's block_resize, with a session before, one after growing, one after shrinking."""
     if STANDIN:
@@ -32,13 +23,13 @@ def test_resize(context):
         check(second.size == 64 * MIB, f"a new session sees {second.size}")
         second.write(60 * MIB, b"grown" + bytes(4091))
         check(second.read(60 * MIB, 4096)[:5] == b"grown", "the new part keeps nothing")
-        check(refused(first.write, 60 * MIB, bytes(4096)) == errno.ENOSPC, "the old session writes beyond its size")
-        check(refused(first.read, 60 * MIB, 4096) == errno.EINVAL, "the old session reads beyond its size")
+        check(nbd.refused(first.write, 60 * MIB, bytes(4096)) == errno.ENOSPC, "the old session writes beyond its size")
+        check(nbd.refused(first.read, 60 * MIB, 4096) == errno.EINVAL, "the old session reads beyond its size")
         begin = len(machine.text)
         machine.qmp("block_resize", {"node-name": "disk0", "size": 16 * MIB})
         machine.expect(rf"vd0: size {64 * MIB} -> {16 * MIB}", start=begin)
-        check(refused(second.write, 60 * MIB, bytes(4096)) == errno.ENOSPC, "a write beyond the shrunken end")
-        check(refused(second.read, 60 * MIB, 4096) == errno.EINVAL, "a read beyond the shrunken end")
+        check(nbd.refused(second.write, 60 * MIB, bytes(4096)) == errno.ENOSPC, "a write beyond the shrunken end")
+        check(nbd.refused(second.read, 60 * MIB, 4096) == errno.EINVAL, "a read beyond the shrunken end")
         second.write(8 * MIB, b"kept" + bytes(4092))
         check(first.read(8 * MIB, 4096)[:4] == b"kept", "what is left of the disk does not work")
         third = machine.connect(loop)
