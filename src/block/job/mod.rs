@@ -19,7 +19,7 @@
 //! | `transaction` | jobs that end together |
 //! | `completion` | from the end of the body to the end of the job, in the main loop |
 //! | [`copier`] | chunks under way from one backend to another |
-//! | [`view`] | a job as others see it |
+//! | [`mod@view`] | a job as others see it |
 //!
 //! A job type is a [`JobDriver`]. Its constructor runs in the main loop: it prepares a static instance, calls [`create`], opens the
 //! job's nodes with [`Job::open`], and calls [`Job::start`]; where that fails on the way, [`Job::give_up`]. The body is spawned as
