@@ -150,6 +150,9 @@ fn give_up_body(job: Job) {
 /// One step of a transaction; whether another may follow at once.
 fn advance(number: u8) -> bool {
     let record = transaction::with(number, |record| record.clone());
+    if record.members.is_empty() {
+        return false;
+    }
     let members = || record.members.iter().map(|m| Job::in_place((*m).into()));
     match record.phase {
         Phase::Open => {

@@ -384,11 +384,13 @@ impl Job {
         }
     }
 
-    /// Writes the event log's line.
+    /// Writes the event log's line, and lets those look who wait for a state.
     fn tell(self, from: State, to: State) {
         let (id, kind) = table::at(self.index(), |slot| (slot.id.clone(), slot.kind));
         if !id.is_empty() {
             log::debug!("{kind} job {id}: {from} to {to}");
         }
+        // The main loop may wait for just this state.
+        aio::wait_kick();
     }
 }

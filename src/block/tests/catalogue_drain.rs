@@ -1,6 +1,6 @@
 //! QEMU's drain cases, by name (tests.md §2.8): what drivers hear, how sections nest, what a change of the graph does to them.
 //!
-//! Cases with jobs come with the jobs. A drain that recurses into children, which QEMU gave up, does not exist here.
+//! Cases with jobs: `catalogue_jobs_drain`. A drain that recurses into children, which QEMU gave up, does not exist here.
 
 use super::graph_rig::*;
 use super::*;

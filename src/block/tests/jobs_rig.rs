@@ -1,13 +1,13 @@
 //! What the tests of jobs share: a driver that does what a test says.
-#![allow(dead_code)]
 
-use super::graph_rig::*;
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::aio::{AioContext, AioError, Callback, CoroutineHandle};
 use crate::block::graph::{Permissions, drain};
 use crate::block::io;
+use crate::block::job::copier::{Chunk, Copier};
 use crate::block::job::{self, Action, Job, JobDriver, JobView, Options, Side, State, Ticket};
-use crate::block::testing::TestNode;
 use crate::sync::caller_levels;
 
 /// What a driver was asked, in order, with the core.
@@ -35,9 +35,9 @@ pub(super) enum Pace {
 
 /// A job type for tests: makes steps until it is told to end.
 pub(super) struct TestJob {
-    pace: Pace,
+    pub pace: Pace,
     /// Ends after so many steps.
-    steps: u64,
+    pub steps: u64,
     pub ready_end: bool,
     pub run: Result<(), BlockError>,
     pub prepare: Result<(), BlockError>,
@@ -45,11 +45,11 @@ pub(super) struct TestJob {
     pub end: AtomicBool,
     /// Answers of the end are held back.
     pub holding: AtomicBool,
-    tickets: Mutex<Vec<(Ticket, Result<(), BlockError>)>>,
-    made: AtomicU64,
+    pub tickets: Mutex<Vec<(Ticket, Result<(), BlockError>)>>,
+    pub made: AtomicU64,
     /// On the wrong core, or with a lock.
-    wrong: AtomicUsize,
-    asked: Mutex<Vec<Asked>>,
+    pub wrong: AtomicUsize,
+    pub asked: Mutex<Vec<Asked>>,
     /// The end drains this node, flushes the job's first backend, and answers then.
     pub thorough: Mutex<Option<NodeId>>,
 }
@@ -299,6 +299,7 @@ pub(super) fn see(job: Job) -> JobView {
 
 /// Lets a millisecond pass, once or more.
 pub(super) fn pass(rig: &Rig, times: usize) {
+    rig.settle();
     for _ in 0..times {
         host::clock::advance(1_000_000);
         rig.settle();
@@ -315,9 +316,120 @@ pub(super) fn over(rig: &Rig, job: Job) -> Result<(), BlockError> {
     result
 }
 
-/// A node that answers when it is told, with one below it.
-pub(super) fn pair(rig: &mut Rig) -> [(&'static TestNode, NodeId); 2] {
-    let below = leaf(rig);
-    let above = filter(rig, &[below.1]);
-    [above, below]
+/// Books ten chunks of 10,000 bytes on its rate limit.
+pub(super) struct RateJob {
+    pub booked: AtomicUsize,
+}
+
+impl RateJob {
+    pub fn leak() -> &'static Self {
+        Box::leak(Box::new(Self {
+            booked: AtomicUsize::new(0),
+        }))
+    }
+
+    async fn body(&'static self, job: Job) -> Result<(), BlockError> {
+        while self.booked.load(Ordering::SeqCst) < 10 && !job.is_cancelled() {
+            job.rate_limit(10_000).await;
+            self.booked.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+impl JobDriver for RateJob {
+    fn kind(&self) -> &'static str {
+        "rate"
+    }
+
+    fn spawn(
+        &'static self,
+        job: Job,
+        on: &'static AioContext,
+    ) -> Result<CoroutineHandle, AioError> {
+        on.spawn("rate job", job.run(move || self.body(job)))
+    }
+
+    fn clean(&'static self, _job: Job) {}
+}
+
+/// Copies the whole of its first node to its second, in chunks of that many bytes.
+pub(super) struct CopyJob {
+    pub chunk: u64,
+    /// Stops at a pause point after each chunk started, with others under way.
+    pub pausing: bool,
+    pub copied: Mutex<Vec<Chunk>>,
+}
+
+impl CopyJob {
+    async fn body(&'static self, job: Job, nodes: [&'static Backend; 2]) -> Result<(), BlockError> {
+        let [source, target] = nodes;
+        let copier = Copier::new(job, source, target, true);
+        job.set_total(source.size());
+        let mut next = 0;
+        loop {
+            while next < source.size() && copier.has_room() && !job.is_cancelled() {
+                let len = self.chunk.min(source.size() - next);
+                copier.start(next, len).await;
+                next += len;
+                if self.pausing {
+                    job.pause_point().await;
+                }
+            }
+            let Some(chunk) = copier.next().await else {
+                return io::flush(target).await;
+            };
+            self.copied.lock().unwrap().push(chunk);
+            if let Err(error) = chunk.result
+                && job.on_error(chunk.side, error) == Action::Report
+            {
+                copier.settle().await;
+                return Err(error);
+            }
+            job.progress(chunk.len);
+        }
+    }
+}
+
+impl JobDriver for CopyJob {
+    fn kind(&self) -> &'static str {
+        "copy"
+    }
+
+    fn spawn(
+        &'static self,
+        job: Job,
+        on: &'static AioContext,
+    ) -> Result<CoroutineHandle, AioError> {
+        let nodes = COPIES.lock().unwrap()[&job.index()];
+        on.spawn("copy job", job.run(move || self.body(job, nodes)))
+    }
+
+    fn clean(&'static self, job: Job) {
+        COPIES.lock().unwrap().remove(&job.index());
+    }
+}
+
+static COPIES: Mutex<BTreeMap<usize, [&'static Backend; 2]>> = Mutex::new(BTreeMap::new());
+
+/// A job that copies `source` to `target`.
+pub(super) fn copy(driver: CopyJob, source: NodeId, target: NodeId) -> (Job, &'static CopyJob) {
+    let driver: &'static CopyJob = Box::leak(Box::new(driver));
+    let id = unique("copy");
+    let job = on(0, || {
+        let options = Options {
+            id: Some(&id),
+            ..KEPT
+        };
+        let job = job::create(driver, &options).unwrap();
+        let nodes = [
+            job.open("source", source, Permissions::READER).unwrap(),
+            job.open("target", target, Permissions::SHARED_WRITER)
+                .unwrap(),
+        ];
+        COPIES.lock().unwrap().insert(job.index(), nodes);
+        job.start().unwrap();
+        job
+    });
+    (job, driver)
 }
