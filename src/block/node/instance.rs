@@ -38,6 +38,11 @@ impl Place {
         NodeId::unpack(self.id.load(Ordering::Relaxed))
     }
 
+    /// Which node it is.
+    pub fn id(&self) -> Option<NodeId> {
+        NodeId::unpack(self.id.load(Ordering::Relaxed))
+    }
+
     /// Whether it is that node.
     pub fn is(&self, id: NodeId) -> bool {
         self.id.load(Ordering::Relaxed) == id.pack()

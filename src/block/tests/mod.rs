@@ -23,6 +23,7 @@ mod jobs_rig;
 mod kinds;
 mod layered;
 mod load;
+mod mirror;
 mod model;
 mod moves;
 mod partitions;

@@ -231,7 +231,7 @@ impl Model {
                     Trouble::TooFew(_) => self.seen[3] += 1,
                     Trouble::OnlyStale => {}
                     // Only the rebuild of a leg begins with superblocks of which none need stay whole.
-                    Trouble::NoSuperblock(place) if self.seen[1] > 0 && there[place] > 0 => {}
+                    Trouble::NoSuperblock(_) if self.seen[1] > 0 => {}
                     other => return Err(format!("{other}")),
                 }
                 return Ok(Ok(()));

@@ -65,6 +65,13 @@ pub struct Pair {
     pub history: u64,
 }
 
+impl Pair {
+    const NONE: Self = Self {
+        event: 0,
+        history: 0,
+    };
+}
+
 /// What a leg is to the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
@@ -110,6 +117,22 @@ pub struct Header {
 }
 
 impl Header {
+    /// Of no array.
+    pub const NONE: Self = Self {
+        uuid: [0; 16],
+        legs: 0,
+        clean: false,
+        sequence: 0,
+        now: Pair::NONE,
+        size: 0,
+        region: 0,
+        members: [Member {
+            standing: Standing::Absent,
+            last: Pair::NONE,
+        }; MAX_LEGS],
+        log: [Pair::NONE; LOG],
+    };
+
     /// Of a new array of `legs` equal legs, numbered from 0.
     pub fn new(uuid: [u8; 16], legs: u8, size: u64, region: u64, random: u64) -> Self {
         let mut header = Self {

@@ -1,0 +1,486 @@
+//! The keeper: a mirror's coroutine, which writes its superblocks and so decides when writes may begin and be acknowledged.
+//!
+//! | what it does | when | what waits |
+//! |---|---|---|
+//! | marks regions | a write waits in the line | those writes; all that wait share one superblock |
+//! | records failures | a leg failed a write or flush | every acknowledgement, and new writes |
+//! | syncs a piece | regions in which legs may differ are left | requests in that piece |
+//! | clears marks | regions had no write for [`MIRROR_CLEAR_NS`] | nothing |
+//!
+//! In a drained section it does only what requests that are under way wait for.
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::Ordering;
+
+use super::state::{Status, ones};
+use super::superblock::{SUPERBLOCK_BYTES, Standing, encode, places};
+use super::{ARENA, Mirror, Start, drain_kick};
+use crate::aio;
+use crate::arch;
+use crate::block::node::{NodeDriver, NodeId};
+use crate::block::request::{self, RequestFlags};
+use crate::block::{Operation, Request};
+use crate::config::{MIRROR_CHUNK, MIRROR_CLEAR_NS, MIRRORS};
+use crate::sync::{PAGE_SIZE, PageArena};
+
+/// What the keeper's own requests have come to.
+pub(super) struct Meta {
+    under_way: u8,
+    failed: u8,
+    /// Requests that came back with data, by slot.
+    pub returned: [Option<Request>; super::MAX_LEGS],
+}
+
+impl Meta {
+    pub const fn new() -> Self {
+        Self {
+            under_way: 0,
+            failed: 0,
+            returned: [const { None }; super::MAX_LEGS],
+        }
+    }
+}
+
+/// For the pieces that are being synced.
+static PIECES: PageArena<{ MIRRORS * MIRROR_CHUNK / PAGE_SIZE }> = PageArena::new();
+
+/// What there is to do.
+enum Task {
+    Record,
+    Sync(u64, u64),
+    Clear,
+    End,
+    /// Nothing before that time, in ns; or nothing at all.
+    Wait(Option<u64>),
+}
+
+/// Lets the instance go when the coroutine ends, however it does.
+struct End(&'static Mirror);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.kept.store(false, Ordering::Relaxed);
+        self.0.let_go();
+    }
+}
+
+/// The coroutine of the mirror in place `index`, which is node `id`.
+pub(super) async fn keep(mirror: &'static Mirror, index: usize, id: NodeId, start: Start) {
+    let _end = End(mirror);
+    mirror.begin_work();
+    mirror.settle_at_home().await;
+    let started = mirror.start(index, start).await;
+    mirror.end_work();
+    // What stands above takes over the size, or nothing does.
+    aio::reschedule_self(aio::main_context()).await;
+    mirror.started(id, started);
+    let mut clear_at = u64::MAX;
+    loop {
+        mirror.settle_at_home().await;
+        mirror.wake.clear();
+        // Before the look at `drained`: whoever drains sees one or the other.
+        mirror.begin_work();
+        let now = arch::now_ns();
+        let task = mirror.next_task(now >= clear_at);
+        match task {
+            Task::Record => {
+                mirror.record(index).await;
+            }
+            Task::Sync(offset, len) => mirror.sync(index, offset, len).await,
+            Task::Clear => {
+                mirror.clear(index, false).await;
+                clear_at = u64::MAX;
+            }
+            Task::End => {
+                mirror.end_work();
+                return;
+            }
+            Task::Wait(_) => {}
+        }
+        mirror.end_work();
+        if let Task::Wait(marked) = task {
+            match marked {
+                None => {
+                    clear_at = u64::MAX;
+                    mirror.wake.wait().await;
+                }
+                Some(interval) => {
+                    clear_at = clear_at.min(now.saturating_add(interval));
+                    let _ = aio::timeout(clear_at, mirror.wake.wait()).await;
+                }
+            }
+        }
+    }
+}
+
+/// One of the keeper's own requests is back.
+fn came_back(request: Request) {
+    let Some(mirror) = ARENA.get(request.user[0] as usize) else {
+        return;
+    };
+    let slot = request.user[1] as usize;
+    let all = {
+        let mut meta = mirror.meta.lock();
+        if request.result.is_err() {
+            meta.failed |= 1 << slot;
+        }
+        meta.under_way -= 1;
+        if request.operation == Operation::Read {
+            meta.returned[slot] = Some(request);
+        }
+        meta.under_way == 0
+    };
+    if all {
+        mirror.meta_done.set();
+    }
+}
+
+impl Mirror {
+    fn begin_work(&self) {
+        self.busy.store(true, Ordering::SeqCst);
+    }
+
+    fn end_work(&self) {
+        self.busy.store(false, Ordering::SeqCst);
+        if self.drained.load(Ordering::SeqCst) {
+            drain_kick();
+        }
+    }
+
+    /// Goes to where the node is now.
+    async fn settle_at_home(&self) {
+        while arch::current_core() != Some(self.home()) {
+            aio::reschedule_self(aio::context(self.home())).await;
+        }
+    }
+
+    fn next_task(&self, clear_due: bool) -> Task {
+        if self.gone.load(Ordering::Acquire) {
+            return Task::End;
+        }
+        let state = self.state.lock();
+        if state.status != Status::Running {
+            return Task::Wait(None);
+        }
+        if !state.line.is_empty() || !state.held.is_empty() {
+            return Task::Record;
+        }
+        if self.drained.load(Ordering::SeqCst) {
+            return Task::Wait(None);
+        }
+        if state.failing != 0 {
+            return Task::Record;
+        }
+        if state.active.count_ones() > 1
+            && let Some(piece) = self.next_piece(&state)
+        {
+            return piece;
+        }
+        let clearable = state
+            .stable
+            .iter()
+            .any(|region| !state.unsynced.has(region));
+        match (clearable, clear_due) {
+            (true, true) => Task::Clear,
+            (true, false) => Task::Wait(Some(MIRROR_CLEAR_NS)),
+            (false, _) => Task::Wait(None),
+        }
+    }
+
+    /// The next piece to sync.
+    fn next_piece(&self, state: &super::State) -> Option<Task> {
+        let header = &state.header;
+        let mut from = state.sync_at;
+        let region = state.unsynced.next(from / header.region)?;
+        from = from.max(region * header.region);
+        let end = ((from / header.region + 1) * header.region).min(header.size);
+        Some(Task::Sync(from, (end - from).min(MIRROR_CHUNK as u64)))
+    }
+
+    /// A request of the keeper's own for the leg in `slot`. There are records kept back for such, which come back soon.
+    async fn own_request(
+        &self,
+        index: usize,
+        slot: usize,
+        operation: Operation,
+        offset: u64,
+        len: u64,
+    ) -> Request {
+        let mut request = loop {
+            match request::new_reserved(operation, offset, len) {
+                Some(request) => break request,
+                None => aio::yield_now().await,
+            }
+        };
+        request.user = [index as u64, slot as u64];
+        request.completion = &came_back;
+        request
+    }
+
+    /// Does the same on the legs in `slots`, all at once; those that failed. Superblocks are made from the state's header and its
+    /// composed bits. `place`: 0 for the first MiB, 1 for the last.
+    async fn on_legs(
+        &'static self,
+        index: usize,
+        slots: u8,
+        operation: Operation,
+        sequence: u64,
+        place: usize,
+    ) -> u8 {
+        {
+            let mut meta = self.meta.lock();
+            // One more, until all are sent.
+            (meta.under_way, meta.failed) = (1, 0);
+            self.meta_done.clear();
+        }
+        for slot in ones(slots) {
+            let leg_size = self.links[slot].driver().map_or(0, |leg| leg.info().size);
+            let (offset, len) = match operation {
+                Operation::Flush => (0, 0),
+                _ if leg_size < 2 * super::superblock::MARGIN => {
+                    self.meta.lock().failed |= 1 << slot;
+                    continue;
+                }
+                _ => (places(sequence, leg_size)[place], SUPERBLOCK_BYTES as u64),
+            };
+            let mut request = self.own_request(index, slot, operation, offset, len).await;
+            if operation != Operation::Flush {
+                // A page for each leg, of which none has two requests.
+                let Some(mut page) = self.pages.alloc_contiguous(SUPERBLOCK_BYTES) else {
+                    self.meta.lock().failed |= 1 << slot;
+                    continue;
+                };
+                if operation == Operation::Write {
+                    let state = self.state.lock();
+                    let number = state.numbers[slot].unwrap_or_default();
+                    encode(&state.header, number, &state.composed, page.as_mut_slice());
+                    request.flags |= RequestFlags::FUA;
+                }
+                let _ = request.add_buffer(page, SUPERBLOCK_BYTES);
+            }
+            self.meta.lock().under_way += 1;
+            self.links[slot].submit(request);
+        }
+        let all = {
+            let mut meta = self.meta.lock();
+            meta.under_way -= 1;
+            meta.under_way == 0
+        };
+        if !all {
+            self.meta_done.wait().await;
+        }
+        self.meta.lock().failed
+    }
+
+    /// Reads what stands in one place of each leg in `slots`, into `meta.returned`.
+    pub(super) async fn read_place(
+        &'static self,
+        index: usize,
+        slots: u8,
+        sequence: u64,
+        place: usize,
+    ) {
+        let _ = self
+            .on_legs(index, slots, Operation::Read, sequence, place)
+            .await;
+    }
+
+    /// Writes the state's header, as it is, to both places of the legs in `slots`; those that failed.
+    pub(super) async fn write_places(&'static self, index: usize, slots: u8) -> u8 {
+        let sequence = self.state.lock().header.sequence;
+        let mut failed = 0;
+        for place in 0..2 {
+            failed |= self
+                .on_legs(index, slots, Operation::Write, sequence, place)
+                .await;
+        }
+        failed
+    }
+
+    /// Writes the next superblock: with the bits that are wanted, and without the legs that failed. Then what waited for it goes on.
+    /// `false`: there is no leg left on which it could be written.
+    pub(super) async fn record(&'static self, index: usize) -> bool {
+        loop {
+            let (slots, late, failing) = {
+                let mut state = self.state.lock();
+                let failing = state.failing;
+                if failing != 0 {
+                    for slot in ones(failing) {
+                        state.set_standing(slot, Standing::Stale);
+                    }
+                    let random = self.random(&state);
+                    state.header.happen(0, random);
+                }
+                let state = &mut *state;
+                state.composed.clear();
+                state.composed.add(&state.stable);
+                state.composed.add(&state.wanted);
+                state.header.clean = state.composed.is_empty();
+                state.header.advance();
+                (
+                    state.active & !failing,
+                    state.rebuilding & !state.active,
+                    failing,
+                )
+            };
+            let mut failed = self.write_places(index, slots).await;
+            if late != 0 && failed == 0 {
+                failed |= self.write_places(index, late).await;
+            }
+            let mut state = self.state.lock();
+            let numbers = state.numbers_of((slots | late) & !failed);
+            state.header.is_stable_on(numbers);
+            state.records += 1;
+            for slot in ones(failed) {
+                state.rebuilding &= !(1 << slot);
+                state.failing |= 1 << slot & state.active;
+            }
+            if state.active & !state.failing == 0 {
+                drop(state);
+                self.fail();
+                return false;
+            }
+            if failed & slots == 0 {
+                state.active &= !failing;
+                state.failing &= !failing;
+                let state = &mut *state;
+                state.stable.clear();
+                state.stable.add(&state.composed);
+                state.wanted.subtract(&state.composed);
+            }
+            let again = state.failing != 0;
+            self.publish(&state);
+            drop(state);
+            if failing != 0 && failed & slots == 0 {
+                self.say(format_args!("legs {failing:#b} failed and are stale"));
+            }
+            if !again {
+                self.go_on();
+                return true;
+            }
+        }
+    }
+
+    /// Nothing can be recorded any more, so nothing can be promised.
+    fn fail(&'static self) {
+        {
+            let mut state = self.state.lock();
+            state.status = Status::Failed;
+            state.failing = 0;
+            self.publish(&state);
+        }
+        self.say(format_args!(
+            "no leg takes superblocks: writes fail from now on"
+        ));
+        self.go_on();
+    }
+
+    /// What waited for a superblock goes on.
+    pub(super) fn go_on(&'static self) {
+        let (mut held, mut line, failed) = {
+            let mut state = self.state.lock();
+            let failed = state.status == Status::Failed;
+            (state.held.take(), state.line.take(), failed)
+        };
+        while let Some(mut request) = held.pop() {
+            if failed && request.frame().operation != Operation::Read {
+                request.result = Err(crate::block::BlockError::Io);
+            }
+            let request = self.conclude(request);
+            let result = request.result;
+            request::complete(request, result);
+        }
+        while let Some(request) = line.pop() {
+            if let Some(request) = self.admit(request) {
+                self.begin(request);
+            }
+        }
+    }
+
+    /// Makes legs equal in a range: a read of it does.
+    async fn sync(&'static self, index: usize, offset: u64, len: u64) {
+        let mut request = self
+            .own_request(index, 0, Operation::Read, offset, len)
+            .await;
+        let Some(buffer) = PIECES.alloc_contiguous(len as usize) else {
+            return aio::yield_now().await;
+        };
+        let _ = request.add_buffer(buffer, len as usize);
+        {
+            let mut meta = self.meta.lock();
+            (meta.under_way, meta.failed) = (1, 0);
+            self.meta_done.clear();
+        }
+        self.submit(request);
+        self.meta_done.wait().await;
+        let (failed, returned) = {
+            let mut meta = self.meta.lock();
+            (meta.failed != 0, meta.returned[0].take())
+        };
+        drop(returned);
+        let mut state = self.state.lock();
+        let region = offset / state.header.region;
+        let end = offset + len;
+        state.resynced += len;
+        if failed {
+            // It stays as it is, and marked, until the next start.
+            state.sync_at = (region + 1) * state.header.region;
+            return;
+        }
+        state.sync_at = end;
+        if end == ((region + 1) * state.header.region).min(state.header.size) {
+            state.unsynced.remove(region);
+            if state.unsynced.is_empty() {
+                drop(state);
+                self.say(format_args!("all legs are equal again"));
+                state = self.state.lock();
+            }
+        }
+        self.publish(&state);
+    }
+
+    /// Takes the marks off regions without writes; those written to since the last time keep them, unless `all`.
+    pub(super) async fn clear(&'static self, index: usize, all: bool) {
+        let slots = {
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            state.leaving.clear();
+            state.leaving.add(&state.stable);
+            state.leaving.subtract(&state.unsynced);
+            if !all {
+                state.leaving.subtract(&state.touched);
+            }
+            state.touched.clear();
+            // What is under way now may not be covered by the flush.
+            for region in 0..state.header.regions() {
+                if state.is_busy(region) {
+                    state.leaving.remove(region);
+                }
+            }
+            if state.leaving.is_empty() {
+                return;
+            }
+            state.readable()
+        };
+        let failed = self.on_legs(index, slots, Operation::Flush, 0, 0).await;
+        {
+            let mut state = self.state.lock();
+            if failed != 0 {
+                for slot in ones(failed) {
+                    // The last one keeps its marks.
+                    let _ = state.failed(slot as u8);
+                }
+                self.publish(&state);
+            } else {
+                let state = &mut *state;
+                state.leaving.subtract(&state.touched);
+                for region in state.leaving.iter() {
+                    if !state.is_busy(region) {
+                        state.stable.remove(region);
+                    }
+                }
+            }
+        }
+        self.record(index).await;
+    }
+}
