@@ -4,7 +4,6 @@ use super::*;
 use crate::block::graph;
 use crate::block::node::mirror::superblock::{MARGIN, Standing, decode};
 use crate::block::node::mirror::{Start, Status, View, Why, create, last_refusal, view};
-use crate::config::MIRROR_CLEAR_NS;
 
 pub(super) const MIB: u64 = 1 << 20;
 /// 4 MiB of data.
@@ -261,10 +260,7 @@ fn the_intent_bit_is_stable_on_all_legs_before_the_first_write() {
         [2, 0],
         "both share one superblock"
     );
-    assert_eq!(
-        array.disks.map(on_disk).map(|(_, bits)| bits),
-        [vec![1], vec![1]]
-    );
+    assert_eq!(array.disks.map(on_disk).map(|(_, bits)| bits), [[1], [1]]);
     by_themselves(&rig, &array);
     assert_eq!(results(), [(1, Ok(())), (2, Ok(()))]);
     // The next one there needs none.

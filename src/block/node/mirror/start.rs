@@ -191,14 +191,14 @@ impl Mirror {
         let mut state = self.state.lock();
         state.header = header;
         let mut behind = 0;
-        for slot in 0..legs {
+        for (slot, standing) in standings.into_iter().enumerate().take(legs) {
             let Some(found) = &scratch.found[slot] else {
                 continue;
             };
-            if standings[slot] != Standing::Absent {
+            if standing != Standing::Absent {
                 state.numbers[slot] = Some(found.number);
             }
-            if standings[slot] == Standing::Active {
+            if standing == Standing::Active {
                 state.active |= 1 << slot;
                 state.wanted.add(&scratch.intent[slot]);
                 if found.header.sequence < header.sequence {
