@@ -9,7 +9,7 @@ use core::fmt::{self, Write};
 use ::log::LevelFilter;
 
 use super::format::Duration;
-use super::{bench, bitmaps, console, disks, graph, kinds, nodes};
+use super::{bench, bitmaps, console, disks, graph, jobs, kinds, nodes};
 use crate::block::{self, ResetOutcome};
 use crate::{aio, arch};
 
@@ -75,7 +75,7 @@ struct Command {
 
 /// Most that `poll` takes, in us.
 const MAX_POLL_US: u64 = 1_000_000;
-const INFO: &str = "info cores|contexts|disks|nodes|bitmaps|backends|kinds|partitions|exports|connections|drain|memory|version";
+const INFO: &str = "info cores|contexts|disks|nodes|bitmaps|jobs|backends|kinds|partitions|exports|connections|drain|memory|version";
 const DISK: &str = "disk vdN reset";
 const POLL: &str = "poll off|MICROSECONDS";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
@@ -115,6 +115,12 @@ const COMMANDS: &[Command] = &[
         bitmaps::USAGE,
         "note what is written through a dirty node; granularity in bytes, a power of two",
         |words, out, _| bitmaps::bitmap(words, out),
+    ),
+    command(
+        "job",
+        jobs::USAGE,
+        "long work on nodes in use: begin, steer and end it; what it did is kept or undone as a whole",
+        |words, out, _| jobs::job(words, out),
     ),
     command(
         "drain",
@@ -213,6 +219,7 @@ fn info(
         "disks" => disks::list(out)?,
         "nodes" => nodes::list(out)?,
         "bitmaps" => bitmaps::list(out)?,
+        "jobs" => jobs::list(out)?,
         "backends" => nodes::list_backends(out)?,
         "partitions" => nodes::list_partitions(out)?,
         "kinds" => kinds::list(out)?,

@@ -106,7 +106,7 @@ const KINDS: &[Kind] = &[
 pub(super) const THROTTLE: &str = "throttle GROUP iops-total|iops-read|iops-write|bps-total|bps-read|bps-write=N [..-max=N] [..-max-length=S] [iops-size=N]";
 
 impl<'a> Options<'a> {
-    fn parse(words: &mut Words<'a>, below: Option<NodeId>) -> Option<Self> {
+    pub(super) fn parse(words: &mut Words<'a>, below: Option<NodeId>) -> Option<Self> {
         let mut pairs: Vec<(&str, &str), MAX_OPTIONS> = Vec::new();
         for word in words {
             let pair = word.split_once('=')?;

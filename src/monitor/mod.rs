@@ -6,6 +6,7 @@
 //! | `bitmaps` | `bitmap`, `info bitmaps` |
 //! | [`disks`] | `info disks`, `info drain` |
 //! | `graph` | `node`, `drain`, `export` |
+//! | `jobs` | `job`, `info jobs` |
 //! | `nodes` | `info nodes`, `info partitions` |
 //! | `kinds` | what `node add` can make, from words |
 //! | [`signature`] | what a disk carries |
@@ -24,6 +25,7 @@ pub mod disks;
 pub mod editor;
 pub mod format;
 pub mod graph;
+mod jobs;
 mod kinds;
 pub mod log;
 mod nodes;

@@ -3,7 +3,7 @@
 
 use heapless::Vec;
 
-use super::{JobError, main_loop};
+use super::{Job, JobError, main_loop};
 use crate::config::{JOBS, TRANSACTIONS};
 use crate::sync::IrqLock;
 
@@ -21,8 +21,8 @@ pub(super) enum Phase {
 /// One transaction.
 #[derive(Clone)]
 pub(super) struct Record {
-    /// Somebody may still add to it.
-    held: bool,
+    /// So many may still add to it.
+    held: u8,
     pub members: Vec<u8, JOBS>,
     pub phase: Phase,
     pub aborting: bool,
@@ -31,15 +31,20 @@ pub(super) struct Record {
 impl Record {
     const fn new() -> Self {
         Self {
-            held: false,
+            held: 0,
             members: Vec::new(),
             phase: Phase::Open,
             aborting: false,
         }
     }
 
+    /// Whether jobs can be added.
+    fn is_open(&self) -> bool {
+        self.phase == Phase::Open && !self.aborting
+    }
+
     fn is_free(&self) -> bool {
-        !self.held && self.members.is_empty()
+        self.held == 0 && self.members.is_empty()
     }
 }
 
@@ -57,14 +62,34 @@ impl Transaction {
     pub fn new() -> Result<Self, JobError> {
         main_loop()?;
         let number = take()?;
-        with(number, |record| record.held = true);
+        with(number, |record| record.held += 1);
         Ok(Self(number))
+    }
+
+    /// That of a job. Main loop only.
+    ///
+    /// # Errors
+    /// `NoSuchJob`; `Ending` when it takes no more.
+    pub fn of(job: Job) -> Result<Self, JobError> {
+        main_loop()?;
+        let number = job.slot(|slot| slot.transaction);
+        let number = number.ok_or(JobError::NoSuchJob)?;
+        let open = with(number, |record| {
+            let open = record.members.contains(&job.index) && record.is_open();
+            record.held += u8::from(open);
+            open
+        });
+        if open {
+            Ok(Self(number))
+        } else {
+            Err(JobError::Ending)
+        }
     }
 }
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        with(self.0, |record| record.held = false);
+        with(self.0, |record| record.held -= 1);
     }
 }
 
@@ -89,7 +114,7 @@ pub(super) fn join(job: u8, transaction: Option<&Transaction>) -> Result<u8, Job
         None => take()?,
     };
     with(number, |record| {
-        if record.phase != Phase::Open || record.aborting {
+        if !record.is_open() {
             return Err(JobError::Ending);
         }
         // There are no more jobs than places.
@@ -125,7 +150,7 @@ pub(super) fn is_ending(number: u8) -> bool {
 /// A user finalises it; `false` when that has begun before.
 pub(super) fn finalize(number: u8) -> bool {
     with(number, |record| {
-        let open = record.phase == Phase::Open && !record.aborting;
+        let open = record.is_open();
         if open {
             record.phase = Phase::Preparing;
         }

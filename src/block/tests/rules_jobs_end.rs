@@ -205,8 +205,23 @@ fn job_10_one_that_waits_or_was_never_started_is_cancelled_too() {
             },
         )
     });
-    // Nobody is left in it, so it starts afresh.
-    on(0, || gone.unwrap().give_up());
+    // Nobody is left in it, so it starts afresh. Another may join by way of the job, until its end begins.
+    let first = gone.unwrap();
+    let same = on(0, || job::Transaction::of(first)).unwrap();
+    let joined = Options {
+        id: Some("joined"),
+        transaction: Some(&same),
+        ..Options::DEFAULT
+    };
+    let second = on(0, || job::create(drivers[1], &joined)).unwrap();
+    on(0, || first.cancel(true)).unwrap();
+    rig.settle();
+    assert!(!first.exists() && !second.exists());
+    assert_eq!(
+        on(0, || job::Transaction::of(first).err()),
+        Some(JobError::NoSuchJob)
+    );
+    on(0, || drop(same));
     on(0, || drop(transaction));
     rig.finish();
 }
