@@ -4,6 +4,7 @@ use super::*;
 use crate::block::graph;
 use crate::block::node::mirror::superblock::{MARGIN, Standing, decode};
 use crate::block::node::mirror::{Start, Status, View, Why, create, last_refusal, view};
+use crate::config::MIRROR_CLEAR_NS;
 
 pub(super) const MIB: u64 = 1 << 20;
 /// 4 MiB of data.
@@ -244,15 +245,23 @@ fn the_intent_bit_is_stable_on_all_legs_before_the_first_write() {
     by_hand(&array);
     submit(0, backend, write(MIB, 4096, 1), 1);
     submit(0, backend, write(MIB + 8192, 4096, 2), 2);
-    // Each place: data, flush. One leg is slow; nothing is written anywhere before it is done.
-    for step in ["s", "sf", "sfs", "sfsf"] {
+    // Each place: superblock, flush. One leg is slow; nothing is written anywhere before it is done.
+    for step in ["sf", "sfsf"] {
+        for _ in 0..2 {
+            rig.settle();
+            assert!(
+                logged(array.disks[0]).len() <= step.len(),
+                "the other leg is not so far"
+            );
+            on(0, || array.disks[0].finish_all());
+        }
         rig.settle();
         assert_eq!(logged(array.disks[0]), step);
-        on(0, || array.disks[0].finish_all());
-        rig.settle();
-        assert_eq!(logged(array.disks[0]), step, "the other leg is not so far");
-        assert_eq!(array.disks.map(data_writes), [0, 0]);
-        on(0, || array.disks[1].finish_all());
+        for _ in 0..2 {
+            assert_eq!(array.disks.map(data_writes), [0, 0]);
+            on(0, || array.disks[1].finish_all());
+            rig.settle();
+        }
     }
     rig.settle();
     assert_eq!(
@@ -353,4 +362,376 @@ fn a_failed_leg_is_recorded_stale_before_anything_is_answered() {
             rig.finish();
         }
     }
+}
+
+/// The power goes and comes back; nothing was in flight.
+fn cut(rig: &mut Rig, array: &Array, backend: &'static Backend) {
+    rig.opened.clear();
+    delete(rig, backend);
+    stop(rig, array.node);
+    for disk in array.disks {
+        disk.power_cut();
+    }
+}
+
+#[test]
+fn bits_are_cleared_only_after_every_leg_was_flushed() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 1)), Ok(()));
+    assert_eq!(stand(array.node).marked, 1);
+    by_hand(&array);
+    // Written to in this interval: not yet. In the next: flushes, and one of them is slow.
+    later(&rig, MIRROR_CLEAR_NS + 1);
+    assert_eq!(array.disks.map(logged), ["", ""]);
+    later(&rig, MIRROR_CLEAR_NS + 1);
+    assert_eq!(array.disks.map(logged), ["f", "f"]);
+    on(0, || array.disks[0].finish_all());
+    rig.settle();
+    assert_eq!(array.disks.map(logged), ["f", "f"]);
+    // A write meanwhile keeps its region marked.
+    submit(0, backend, write(4096, 4096, 2), 1);
+    rig.settle();
+    by_themselves(&rig, &array);
+    assert_eq!(results(), [(1, Ok(()))]);
+    assert_eq!(stand(array.node).marked, 1);
+    assert_eq!(array.disks.map(on_disk).map(|(_, bits)| bits), [[0], [0]]);
+    later(&rig, MIRROR_CLEAR_NS + 1);
+    later(&rig, MIRROR_CLEAR_NS + 1);
+    assert_eq!(stand(array.node).marked, 0);
+    let none: [Vec<u64>; 2] = [Vec::new(), Vec::new()];
+    assert_eq!(array.disks.map(on_disk).map(|(_, bits)| bits), none);
+    assert!(
+        array
+            .disks
+            .iter()
+            .all(|disk| disk.durable()[MIB as usize] == 1)
+    );
+    rig.finish();
+}
+
+#[test]
+fn a_write_under_way_while_bits_are_cleared_keeps_its_bit() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 1)), Ok(()));
+    by_hand(&array);
+    submit(0, backend, write(0, 4096, 2), 1);
+    rig.settle();
+    for _ in 0..4 {
+        later(&rig, MIRROR_CLEAR_NS + 1);
+    }
+    assert_eq!(array.disks.map(logged), ["d", ""]);
+    assert_eq!(stand(array.node).marked, 1);
+    by_themselves(&rig, &array);
+    assert_eq!(results(), [(1, Ok(()))]);
+    rig.finish();
+}
+
+#[test]
+fn after_a_cut_reads_of_marked_regions_come_from_one_leg_until_all_are_equal() {
+    for swapped in [false, true] {
+        let mut rig = rig(1);
+        let (array, backend) = ready(&mut rig);
+        assert_eq!(do_one(&rig, backend, write(0, 8192, 1)), Ok(()));
+        assert_eq!(do_one(&rig, backend, flush()), Ok(()));
+        // Acknowledged, not flushed: only the first leg keeps it.
+        assert_eq!(do_one(&rig, backend, write(0, 8192, 2)), Ok(()));
+        submit(0, array_backend(&mut rig, array.below[0]), flush(), 9);
+        rig.settle();
+        done();
+        close_extra(&mut rig);
+        cut(&mut rig, &array, backend);
+        assert_eq!(
+            array.disks.map(|disk| disk.visible()[MIB as usize]),
+            [2, 1],
+            "they differ"
+        );
+        let legs = if swapped {
+            [array.below[1], array.below[0]]
+        } else {
+            array.below
+        };
+        // The resync is held up: the read comes first.
+        let node = on(0, || create(&unique("m"), &legs, OLD)).unwrap();
+        for _ in 0..200 {
+            on(0, || aio::context(0).poll(false));
+            if stand(node).status == Status::Running {
+                break;
+            }
+        }
+        rig.settle();
+        let backend = rig.backend(node);
+        for _ in 0..4 {
+            assert_eq!(read_one(&rig, backend, 0), 2, "always the same leg");
+        }
+        rig.settle();
+        assert_eq!(stand(node).unsynced, 0);
+        assert_eq!(array.disks.map(|disk| disk.visible()[MIB as usize]), [2, 2]);
+        assert_eq!(
+            array.disks.map(|disk| disk.visible()[MIB as usize + 4096]),
+            [2, 2]
+        );
+        rig.finish();
+    }
+}
+
+/// A backend on a leg, beside the array, that only flushes.
+fn array_backend(rig: &mut Rig, leg: NodeId) -> &'static Backend {
+    let backend = on(0, || {
+        Backend::open(&unique("x"), "test", Some(leg), graph::Permissions::NONE).unwrap()
+    });
+    rig.opened.push(backend);
+    rig.settle();
+    backend
+}
+
+fn close_extra(rig: &mut Rig) {
+    let backend = rig.opened.pop().expect("one");
+    delete(rig, backend);
+}
+
+#[test]
+fn what_a_read_saw_after_a_cut_survives_the_leg_that_had_it() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 1)), Ok(()));
+    assert_eq!(do_one(&rig, backend, flush()), Ok(()));
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 2)), Ok(()));
+    submit(0, array_backend(&mut rig, array.below[0]), flush(), 9);
+    rig.settle();
+    done();
+    close_extra(&mut rig);
+    cut(&mut rig, &array, backend);
+    let node = start(&rig, &array.below, OLD).unwrap();
+    let backend = rig.backend(node);
+    assert_eq!(read_one(&rig, backend, 0), 2);
+    assert_eq!(do_one(&rig, backend, flush()), Ok(()));
+    array.disks[0].fail_next(Operation::Write, 1);
+    assert_eq!(do_one(&rig, backend, write(MIB, 4096, 3)), Ok(()));
+    assert_eq!(standings(node), [Standing::Stale, Standing::Active]);
+    assert_eq!(read_one(&rig, backend, 0), 2);
+    assert_eq!(array.disks[1].durable()[MIB as usize], 2);
+    rig.finish();
+}
+
+#[test]
+fn a_read_error_is_retried_elsewhere_and_repaired() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 4)), Ok(()));
+    for failing in 0..2 {
+        // The read of whichever turn it is, and the second try.
+        for _ in 0..2 {
+            array.disks[failing].fail_next(Operation::Read, 2);
+            array.disks[failing].clear_log();
+            assert_eq!(read_one(&rig, backend, 0), 4);
+            if data_writes(array.disks[failing]) == 1 {
+                break;
+            }
+        }
+        array.disks[failing].fail_next(Operation::Read, 0);
+    }
+    assert!(stand(array.node).repaired >= 1);
+    assert_eq!(standings(array.node), [Standing::Active; 2]);
+    // A leg that cannot be repaired is a leg that failed.
+    let mut rounds = 0;
+    while standings(array.node)[0] == Standing::Active {
+        array.disks[0].fail_next(Operation::Read, 2);
+        assert_eq!(read_one_failing_writes(&rig, backend, &array), 4);
+        rounds += 1;
+        assert!(rounds < 4);
+    }
+    assert_eq!(on_disk(array.disks[1]).0.standing(Standing::Stale), 1);
+    rig.finish();
+}
+
+/// A read during which the first leg's writes fail once its reads have.
+fn read_one_failing_writes(rig: &Rig, backend: &'static Backend, array: &Array) -> u8 {
+    array.disks[0].set_automatic(false);
+    submit(0, backend, read(0, 4096), 78);
+    for _ in 0..10 {
+        rig.settle();
+        if array.disks[0].held() == 0 {
+            break;
+        }
+        if array.disks[0].log().last().unwrap().operation == Operation::Write {
+            on(0, || array.disks[0].fail(0));
+        } else {
+            on(0, || array.disks[0].finish(0));
+        }
+    }
+    array.disks[0].set_automatic(true);
+    rig.settle();
+    let done = done();
+    assert_eq!((done.len(), done[0].result), (1, Ok(())));
+    done[0].data[0]
+}
+
+#[test]
+fn the_last_legs_errors_are_the_clients() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 1)), Ok(()));
+    array.disks[0].fail_next(Operation::Write, 1);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 2)), Ok(()));
+    array.disks[1].fail_next(Operation::Write, 1);
+    assert_eq!(
+        do_one(&rig, backend, write(0, 4096, 3)),
+        Err(BlockError::Io)
+    );
+    assert_eq!(standings(array.node), [Standing::Stale, Standing::Active]);
+    assert_eq!(stand(array.node).status, Status::Running);
+    array.disks[1].fail_next(Operation::Read, 1);
+    assert_eq!(do_one(&rig, backend, read(0, 4096)), Err(BlockError::Io));
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 4)), Ok(()));
+    assert_eq!(read_one(&rig, backend, 0), 4);
+    rig.finish();
+}
+
+#[test]
+fn an_array_that_cannot_record_a_failure_acknowledges_nothing_any_more() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 1)), Ok(()));
+    array.disks[0].fail_next(Operation::Write, 1);
+    // The other takes the data, and then no superblock.
+    array.disks[1].set_automatic(false);
+    submit(0, backend, write(0, 4096, 2), 1);
+    rig.settle();
+    on(0, || array.disks[1].finish(0));
+    array.disks[1].fail_next(Operation::Write, 2);
+    array.disks[1].set_automatic(true);
+    rig.settle();
+    assert_eq!(results(), [(1, Err(BlockError::Io))]);
+    assert_eq!(stand(array.node).status, Status::Failed);
+    assert_eq!(
+        do_one(&rig, backend, write(0, 4096, 3)),
+        Err(BlockError::Io)
+    );
+    assert_eq!(do_one(&rig, backend, flush()), Err(BlockError::Io));
+    assert_eq!(read_one(&rig, backend, MIB), 0);
+    rig.finish();
+}
+
+#[test]
+fn halves_that_went_on_separately_are_refused() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    assert_eq!(do_one(&rig, backend, write(0, 4096, 1)), Ok(()));
+    assert_eq!(do_one(&rig, backend, flush()), Ok(()));
+    cut(&mut rig, &array, backend);
+    for leg in 0..2 {
+        let alone = [array.below[leg]];
+        assert!(matches!(start(&rig, &alone, OLD), Err(Why::Assembly(_))));
+        let node = start(&rig, &alone, FORCED).unwrap();
+        let backend = rig.backend(node);
+        assert_eq!(do_one(&rig, backend, write(0, 4096, 2 + leg as u8)), Ok(()));
+        rig.opened.clear();
+        delete(&rig, backend);
+        stop(&rig, node);
+    }
+    let refused = start(&rig, &array.below, OLD).unwrap_err();
+    assert!(matches!(
+        refused,
+        Why::Assembly(crate::block::node::mirror::assembly::Trouble::SplitBrain(_))
+    ));
+    let node = start(&rig, &[array.below[1], array.below[0]], FORCED).unwrap();
+    let backend = rig.backend(node);
+    for _ in 0..4 {
+        assert_eq!(read_one(&rig, backend, 0), 3, "the first that was named");
+    }
+    rig.finish();
+}
+
+#[test]
+fn legs_in_use_or_too_small_make_no_array() {
+    let mut rig = rig(1);
+    let array = array(&mut rig);
+    stop(&rig, array.node);
+    assert_eq!(start(&rig, &array.below, NEW), Err(Why::InUse(0)));
+    let region = Some(MIB + 1);
+    let odd = Start::Create {
+        equal: true,
+        region,
+        force: true,
+    };
+    assert_eq!(start(&rig, &array.below, odd), Err(Why::Region));
+    let anew = Start::Create {
+        equal: false,
+        region: None,
+        force: true,
+    };
+    let node = start(&rig, &array.below, anew).unwrap();
+    // Everything was copied.
+    assert_eq!(stand(node).unsynced, 0);
+    rig.keep(node);
+    rig.finish();
+}
+
+#[test]
+fn a_drain_waits_for_what_the_node_writes_by_itself() {
+    let mut rig = rig(2);
+    let (array, backend) = ready(&mut rig);
+    by_hand(&array);
+    submit(1, backend, write(0, 4096, 1), 1);
+    rig.settle();
+    let section = super::graph_rig::Section::Node(array.below[1]);
+    super::graph_rig::quiets();
+    section.begin();
+    rig.settle();
+    assert_eq!(super::graph_rig::quiets(), 0);
+    for _ in 0..20 {
+        for disk in array.disks {
+            for core in 0..2 {
+                on(core, || disk.finish_all());
+            }
+        }
+        rig.settle();
+    }
+    assert_eq!(results(), [(1, Ok(()))]);
+    assert_eq!(super::graph_rig::quiets(), 1);
+    // Nothing happens inside the section, however long it takes.
+    array.disks.iter().for_each(|disk| disk.clear_log());
+    for _ in 0..4 {
+        later(&rig, MIRROR_CLEAR_NS + 1);
+    }
+    assert_eq!(array.disks.map(logged), ["", ""]);
+    section.end();
+    rig.settle();
+    by_themselves(&rig, &array);
+    later(&rig, MIRROR_CLEAR_NS + 1);
+    later(&rig, MIRROR_CLEAR_NS + 1);
+    assert_eq!(stand(array.node).marked, 0);
+    rig.finish();
+}
+
+#[test]
+fn it_moves_with_its_context() {
+    let mut rig = rig(3);
+    let (array, backend) = ready(&mut rig);
+    for core in [1, 2, 0] {
+        super::graph_rig::move_to(&rig, array.node, core).unwrap();
+        for from in 0..3 {
+            submit(
+                from,
+                backend,
+                write(core as u64 * MIB, 4096, core as u8 + 1),
+                1,
+            );
+            rig.settle();
+            submit(from, backend, read(core as u64 * MIB, 4096), 2);
+            rig.settle();
+            let done = done();
+            assert_eq!(
+                (done.len(), done[1].result, done[1].core),
+                (2, Ok(()), from)
+            );
+            assert_eq!(done[1].data[0], core as u8 + 1);
+        }
+        later(&rig, MIRROR_CLEAR_NS + 1);
+        later(&rig, MIRROR_CLEAR_NS + 1);
+        assert_eq!(stand(array.node).marked, 0);
+    }
+    rig.finish();
 }
