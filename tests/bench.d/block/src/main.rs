@@ -1,6 +1,6 @@
-//! What each layer of the block graph adds to a 4 KiB read, and what an empty drained section costs, in guest instructions.
+//! What each layer of the block graph adds to a 4 KiB read or write, and what an empty drained section costs, in guest instructions.
 //!
-//! Under `-icount shift=0` QEMU's cycle counter counts executed instructions, exactly. A round is 32 reads, sent one after
+//! Under `-icount shift=0` QEMU's cycle counter counts executed instructions, exactly. A round is 32 requests, sent one after
 //! the other and brought to their completions by the loop; what the same round costs with nothing between sender and
 //! completion is taken off, then what the layers below cost. Prints lines `cost CASE VALUE`.
 #![no_std]
@@ -15,7 +15,8 @@ use ironthread::arch::CoreId;
 use ironthread::block::device::{BlockDevice, DeviceEvents, DeviceInfo, Owners};
 use ironthread::block::graph;
 use ironthread::block::node::{
-    Ascent, Layer, NodeDriver, NodeId, NodeInfo, error, null, partition, throttle,
+    Ascent, Layer, NodeDriver, NodeId, NodeInfo, copy_before_write, dirty, error, mirror, null,
+    partition, throttle,
 };
 use ironthread::block::{self, Backend, Operation, Request};
 use ironthread::config::{MAX_CORES, NODES};
@@ -49,8 +50,8 @@ fn must<T, E: core::fmt::Debug>(what: &str, result: Result<T, E>) -> T {
     }
 }
 
-/// Instructions of one read, in tenths: the mean of the rounds that count.
-fn reads(mut send: impl FnMut(Request)) -> u64 {
+/// Instructions of one request, in tenths: the mean of the rounds that count.
+fn each(operation: Operation, mut send: impl FnMut(Request)) -> u64 {
     let mut sum = 0;
     for round in 0..2 * ROUNDS {
         let before = cycles();
@@ -60,7 +61,7 @@ fn reads(mut send: impl FnMut(Request)) -> u64 {
             let Some(mut request) = request else {
                 panic!("a request is missing")
             };
-            request.reuse(Operation::Read, (n * 7 % 32) * BLOCK, BLOCK);
+            request.reuse(operation, (n * 7 % 32) * BLOCK, BLOCK);
             send(request);
         }
         while ENDED.load(Ordering::Relaxed) != ended + DEPTH {
@@ -77,13 +78,13 @@ fn report(case: &str, tenths: u64) {
     say!("cost {case} {}.{}", tenths / 10, tenths % 10);
 }
 
-/// A backend on `node`; what a read through it costs.
-fn through(node: NodeId) -> u64 {
+/// A backend on `node`; what a request through it costs.
+fn through(node: NodeId, operation: Operation) -> u64 {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let mut name: String<8> = String::new();
     let _ = write!(name, "b{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let backend = must("backend", Backend::create(&name, "bench", node));
-    let cost = reads(|request| backend.submit(request));
+    let cost = each(operation, |request| backend.submit(request));
     let seen = QUIET.load(Ordering::Relaxed);
     must("drain", backend.drain_begin(Callback::new(&quiet, 0)));
     while QUIET.load(Ordering::Relaxed) == seen {
@@ -188,6 +189,56 @@ static INSTANT: Instant = {
     Instant(owners)
 };
 
+fn null_node(name: &str) -> NodeId {
+    let options = null::NullOptions {
+        size: SIZE,
+        block: 512,
+        read_zeroes: false,
+        latency_ns: 0,
+    };
+    must(name, null::create(name, options))
+}
+
+/// What keeps data twice, or notes what is written.
+fn copies(bottom: NodeId) {
+    let [read, write] =
+        [Operation::Read, Operation::Write].map(|what| (what, through(bottom, what)));
+    let over = |case: &str, node: NodeId, (operation, below): (Operation, u64)| {
+        report(case, through(node, operation) - below);
+    };
+    let legs = [null_node("leg0"), null_node("leg1")];
+    let array = mirror::Start::Create {
+        equal: true,
+        region: None,
+        force: false,
+    };
+    let array = must("mirror", mirror::create("mirror", &legs, array));
+    while mirror::view(array).is_none_or(|view| view.status != mirror::Status::Running) {
+        aio::main_context().poll(false);
+    }
+    over("mirror_read", array, read);
+    // The first rounds, which do not count, mark the region and copy the clusters.
+    over("mirror_write", array, write);
+    let noting = must("dirty", dirty::create("dirty", Some(bottom)));
+    over("dirty_without_bitmaps_write", noting, write);
+    must("bitmap", dirty::add_bitmap(noting, "one", None));
+    over("dirty_write", noting, write);
+    for node in [noting, array] {
+        must("delete", graph::delete(node));
+    }
+    let options = copy_before_write::Options {
+        child: Some(bottom),
+        target: legs[0],
+        cluster: None,
+        on_error: copy_before_write::OnError::BreakWrite,
+    };
+    let saving = must(
+        "copy-before-write",
+        copy_before_write::create("saving", options),
+    );
+    over("copy_before_write_done_write", saving, write);
+}
+
 fn main(tree: usize) -> ! {
     start(tree);
     count_cycles();
@@ -204,25 +255,15 @@ fn main(tree: usize) -> ! {
         assert!(request.add_buffer(buffer, BLOCK as usize).is_ok());
         assert!(BACK.lock().push(request).is_ok());
     }
-    let nothing = reads(|request| block::complete(request, Ok(())));
-    let bottom = must(
-        "null",
-        null::create(
-            "bottom",
-            null::NullOptions {
-                size: SIZE,
-                block: 512,
-                read_zeroes: false,
-                latency_ns: 0,
-            },
-        ),
-    );
+    let read = Operation::Read;
+    let nothing = each(read, |request| block::complete(request, Ok(())));
+    let bottom = null_node("bottom");
     report("drain_nodes_1", drains());
-    let backend = through(bottom);
+    let backend = through(bottom, read);
     report("backend_and_null", backend - nothing);
     let disk = must("disk", block::add_disk(&INSTANT, 0));
-    report("disk", through(disk.node()) - backend);
-    let over = |case: &str, node: NodeId| report(case, through(node) - backend);
+    report("disk", through(disk.node(), read) - backend);
+    let over = |case: &str, node: NodeId| report(case, through(node, read) - backend);
     let options = throttle::Options {
         child: bottom,
         group: None,
@@ -249,7 +290,14 @@ fn main(tree: usize) -> ! {
     report("drain_nodes_8", drains());
     fill(&mut idle, others, NODES);
     report("drain_nodes_64", drains());
-    let beside = through(bottom);
+    let beside = through(bottom, read);
     report("idle_nodes_59_added", beside.abs_diff(backend));
+    for n in 0..idle {
+        let mut name: String<8> = String::new();
+        let _ = write!(name, "idle{n}");
+        let node = graph::find(&name).and_then(|node| graph::delete(node).ok());
+        assert!(node.is_some(), "{name} stays");
+    }
+    copies(bottom);
     pass()
 }
