@@ -29,7 +29,12 @@ pub(super) struct Meta {
     failed: u8,
     /// Requests that came back with data, by slot.
     pub returned: [Option<Request>; super::MAX_LEGS],
+    /// The piece that was being synced is back.
+    synced: Option<Request>,
 }
+
+/// What stands for the slot in the request that syncs a piece.
+const PIECE: usize = super::MAX_LEGS;
 
 impl Meta {
     pub const fn new() -> Self {
@@ -37,6 +42,7 @@ impl Meta {
             under_way: 0,
             failed: 0,
             returned: [const { None }; super::MAX_LEGS],
+            synced: None,
         }
     }
 }
@@ -119,6 +125,10 @@ fn came_back(request: Request) {
         return;
     };
     let slot = request.user[1] as usize;
+    if slot == PIECE {
+        mirror.meta.lock().synced = Some(request);
+        return mirror.wake.set();
+    }
     let all = {
         let mut meta = mirror.meta.lock();
         if request.result.is_err() {
@@ -162,7 +172,7 @@ impl Mirror {
         if state.status != Status::Running {
             return Task::Wait(None);
         }
-        if !state.line.is_empty() || !state.held.is_empty() {
+        if state.waits_for_record() {
             return Task::Record;
         }
         if self.drained.load(Ordering::SeqCst) {
@@ -343,6 +353,10 @@ impl Mirror {
             if failed & slots == 0 {
                 state.active &= !failing;
                 state.failing &= !failing;
+                if state.active.count_ones() < 2 {
+                    // What one leg has is what there is.
+                    state.unsynced.clear();
+                }
                 let state = &mut *state;
                 state.stable.clear();
                 state.stable.add(&state.composed);
@@ -397,27 +411,28 @@ impl Mirror {
         }
     }
 
-    /// Makes legs equal in a range: a read of it does.
+    /// Makes legs equal in a range: a read of it does. It may have to wait for a record, as may what stands in its way.
     async fn sync(&'static self, index: usize, offset: u64, len: u64) {
         let mut request = self
-            .own_request(index, 0, Operation::Read, offset, len)
+            .own_request(index, PIECE, Operation::Read, offset, len)
             .await;
         let Some(buffer) = PIECES.alloc_contiguous(len as usize) else {
             return aio::yield_now().await;
         };
         let _ = request.add_buffer(buffer, len as usize);
-        {
-            let mut meta = self.meta.lock();
-            (meta.under_way, meta.failed) = (1, 0);
-            self.meta_done.clear();
-        }
         self.submit(request);
-        self.meta_done.wait().await;
-        let (failed, returned) = {
-            let mut meta = self.meta.lock();
-            (meta.failed != 0, meta.returned[0].take())
+        let failed = loop {
+            self.wake.clear();
+            let synced = self.meta.lock().synced.take();
+            if let Some(request) = synced {
+                break request.result.is_err();
+            }
+            if self.state.lock().waits_for_record() {
+                self.record(index).await;
+            } else {
+                self.wake.wait().await;
+            }
         };
-        drop(returned);
         let mut state = self.state.lock();
         let region = offset / state.header.region;
         let end = offset + len;

@@ -193,6 +193,8 @@ pub struct View {
     pub marked: u64,
     /// Bytes of regions in which legs may differ.
     pub unsynced: u64,
+    /// A leg has failed, and that is not recorded on the others yet.
+    pub failing: bool,
     /// Superblocks written since it started.
     pub records: u64,
     /// Reads whose data were written back to a leg that had failed to give them.
@@ -232,6 +234,7 @@ pub fn view(id: NodeId) -> Option<View> {
         legs,
         marked: state.stable.count(),
         unsynced: state.unsynced.count() * state.header.region,
+        failing: state.failing != 0,
         records: state.records,
         repaired: state.repaired,
     })

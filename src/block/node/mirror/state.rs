@@ -208,6 +208,11 @@ impl State {
         true
     }
 
+    /// Whether requests wait for the next superblock.
+    pub fn waits_for_record(&self) -> bool {
+        self.status == Status::Running && !(self.line.is_empty() && self.held.is_empty())
+    }
+
     fn counter(&mut self, region: u64) -> &mut u16 {
         &mut self.under_way[region as usize % COUNTERS]
     }
