@@ -70,6 +70,7 @@ pub struct Client {
     /// In sectors, when it connected.
     size: u64,
     block: u64,
+    stride: u64,
     structured: bool,
     outbox: Vec<u8>,
     read: usize,
@@ -94,6 +95,8 @@ pub struct Target<'a> {
     pub disk: usize,
     /// Sectors of a logical block.
     pub block: u64,
+    /// As in [`part`].
+    pub stride: u64,
 }
 
 /// What the client needs of the world.
@@ -131,6 +134,7 @@ impl Client {
             disk: 0,
             size: 0,
             block: 1,
+            stride: 0,
             structured: false,
             outbox: Vec::new(),
             read: 0,
@@ -170,6 +174,7 @@ impl Client {
         self.name = target.name.into();
         self.disk = target.disk;
         self.block = target.block;
+        self.stride = target.stride;
         self.structured = structured;
         self.opened = now;
         self.phase = Phase::Greeting;
@@ -320,7 +325,8 @@ impl Client {
                 return range;
             }
         }
-        let blocks = self.size / self.block;
+        let (low, blocks) = part(random, self.size, self.stride);
+        let blocks = blocks / self.block;
         let most = match random.below(20) {
             0 => blocks,
             1..4 => 64.min(blocks),
@@ -336,7 +342,7 @@ impl Client {
         let first = random.below((span - count + 1) as usize) as u64;
         Range {
             disk: self.disk,
-            first: first * self.block,
+            first: low + first * self.block,
             count: count * self.block,
         }
     }
@@ -418,6 +424,19 @@ impl Client {
             },
         );
     }
+}
+
+/// Which part of so many sectors requests go to, as its first sector and their number. With a `stride` only a few around each
+/// multiple of it are used, so that requests meet on an array that is much larger than they need.
+fn part(random: &mut Random, sectors: u64, stride: u64) -> (u64, u64) {
+    const BEFORE: u64 = 32;
+    const USED: u64 = 96;
+    if stride == 0 {
+        return (0, sectors);
+    }
+    let low = stride * random.below(sectors.div_ceil(stride) as usize) as u64;
+    let low = low.saturating_sub(BEFORE);
+    (low, USED.min(sectors - low))
 }
 
 fn is_change(command: u16) -> bool {

@@ -17,8 +17,10 @@ use ironthread::virtio::transport::{QueueAddresses, Transport, feature};
 use crate::oracle::SECTOR;
 use crate::random::Random;
 
-/// Sectors of the largest disk.
+/// Sectors of the largest disk that clients use as it is.
 pub const SECTORS: usize = 512;
+/// What a medium is stored in; parts that nobody wrote to are not stored.
+pub const PAGE: usize = 4096;
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;
@@ -73,6 +75,7 @@ impl Model {
     }
 }
 
+#[derive(Clone)]
 struct Sector {
     visible: [u8; SECTOR],
     durable: [u8; SECTOR],
@@ -84,6 +87,14 @@ struct Sector {
 enum Stage {
     Taken,
     Executed { status: u8, written: u32 },
+}
+
+/// What a disk fails, each request of it.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Ill {
+    pub reads: bool,
+    pub writes: bool,
+    pub flushes: bool,
 }
 
 struct Pending {
@@ -104,7 +115,8 @@ pub struct State {
     random: Random,
     /// In sectors.
     pub capacity: usize,
-    sectors: Vec<Sector>,
+    /// By page; `None`: zeroes.
+    pages: Vec<Option<Box<[Sector; PAGE / SECTOR]>>>,
     /// When each write was answered.
     answered: Vec<u64>,
     tick: u64,
@@ -115,6 +127,8 @@ pub struct State {
     pub silent: bool,
     /// So many of the next requests fail.
     pub fail: u32,
+    /// What fails until it is repaired.
+    pub ill: Ill,
     /// Something went wrong that may have reached a client.
     pub faults: u64,
     /// The cache was lost in a reset, and nobody has looked yet.
@@ -134,8 +148,15 @@ pub struct Port {
 }
 
 impl Port {
-    /// A disk of `capacity` sectors that holds `image`. It lives for ever.
-    pub fn new(model: Model, capacity: usize, image: &[u8], random: Random) -> &'static Self {
+    /// A disk of `capacity` sectors, at most `most` in later times, that holds what is in `image`: pages and their numbers. It
+    /// lives for ever.
+    pub fn new<'a>(
+        model: Model,
+        capacity: usize,
+        most: usize,
+        image: impl Iterator<Item = (usize, &'a [u8])>,
+        random: Random,
+    ) -> &'static Self {
         let mut features = ALWAYS;
         for (has, bit) in [
             (model.flush, HAS_FLUSH),
@@ -161,22 +182,15 @@ impl Port {
             c[48..52].copy_from_slice(&96u32.to_le_bytes());
             c[56] = 1;
         }
-        let sectors = image
-            .chunks_exact(SECTOR)
-            .map(|bytes| {
-                let bytes = bytes.try_into().expect("a sector");
-                Sector {
-                    visible: bytes,
-                    durable: bytes,
-                    unflushed: Vec::new(),
-                }
-            })
-            .collect();
+        let mut pages = vec![None; most.div_ceil(PAGE / SECTOR)];
+        for (number, page) in image {
+            pages[number] = Some(medium::page(page));
+        }
         let state = State {
             model,
             random,
             capacity,
-            sectors,
+            pages,
             answered: Vec::new(),
             tick: 1,
             pending: Vec::new(),
@@ -185,6 +199,7 @@ impl Port {
             broken: false,
             silent: false,
             fail: 0,
+            ill: Ill::default(),
             faults: 0,
             lost: false,
             quiet: false,

@@ -17,7 +17,7 @@ use crate::client::raw::{Place, Raw};
 use crate::client::{Around, Client, Faults, Phase, Target, Wish};
 use crate::device::{Model, Port, SECTORS};
 use crate::network;
-use crate::oracle::{Oracle, SECTOR};
+use crate::oracle::{Oracle, SECTOR, parse};
 use crate::random::{Random, Trace};
 use crate::shared::Shared;
 
@@ -157,7 +157,8 @@ impl World {
             let port = Port::new(
                 *model,
                 shared.sizes[i] as usize,
-                &shared.images[i],
+                SECTORS,
+                shared.images[i].pages(),
                 Random::new(seed),
             );
             let (blk, disk) = on(0, || {
@@ -207,7 +208,16 @@ impl World {
                 raw: true,
             });
         }
-        let images: Vec<&[u8]> = shared.images.iter().map(|image| &image[..]).collect();
+        let found = (0..disks.len()).map(|i| {
+            let found = |lba| {
+                let version = parse(shared.images[i].sector(lba), i, lba as u64);
+                vec![
+                    version
+                        .unwrap_or_else(|wrong| panic!("disk {i} sector {lba} at boot: {wrong}")),
+                ]
+            };
+            (0..SECTORS).map(found).collect()
+        });
         Self {
             random,
             trace: Trace {
@@ -223,7 +233,7 @@ impl World {
             served,
             raws: (0..machine.cores).map(Raw::new).collect(),
             clients: (0..machine.clients).map(Client::new).collect(),
-            oracle: Oracle::new(&images),
+            oracle: Oracle::new(found.collect()),
             faults: Faults {
                 count: [0; DISKS],
                 reset: [false; DISKS],
@@ -267,12 +277,13 @@ impl World {
         }
         for (i, disk) in self.disks.iter().enumerate() {
             let mut state = disk.port.state();
-            let image = state.cut();
+            state.cut();
             shared.sizes[i] = state.capacity as u64;
-            shared.images[i].copy_from_slice(&image);
+            state.visible(|sector, bytes| shared.images[i].put(sector, bytes));
         }
         for i in 0..self.disks.len() {
-            for (lba, sector) in shared.images[i].chunks_exact(SECTOR).enumerate() {
+            for lba in 0..SECTORS {
+                let sector = shared.images[i].sector(lba);
                 self.oracle.may_survive(i, lba as u64, sector)?;
             }
         }
@@ -371,10 +382,12 @@ impl World {
         let mut state = self.disks[n].port.state();
         self.faults.count[n] = state.faults;
         if std::mem::take(&mut state.lost) {
-            let image = state.visible();
+            let image = state.read(0, SECTORS);
             drop(state);
             self.trace.note("disk forgot", [n as u64, 0, 0, 0]);
-            self.oracle.start_again(n, &image)?;
+            for (lba, sector) in image.chunks_exact(SECTOR).enumerate() {
+                self.oracle.start_again(n, lba as u64, sector)?;
+            }
             self.clients
                 .iter_mut()
                 .for_each(|client| client.disk_forgot(n));
@@ -426,6 +439,7 @@ impl World {
                         name: &export_of.name,
                         disk: export_of.disk,
                         block: self.disks[export_of.disk].block,
+                        stride: 0,
                     };
                     self.clients[n].opened(slot, target, structured, now);
                     self.trace
@@ -453,6 +467,7 @@ impl World {
             export,
             disk: target.disk,
             block: self.disks[target.disk].block,
+            stride: 0,
         };
         let mut around = Around {
             random: &mut self.random,

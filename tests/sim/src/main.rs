@@ -11,6 +11,7 @@ mod changes;
 mod client;
 mod device;
 mod life;
+mod mirror;
 mod network;
 mod oracle;
 mod random;
@@ -21,34 +22,48 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use shared::{KINDS, Shared, Totals};
+use shared::{KINDS, MIRRORS, Shared, Totals};
 
-/// Lives of a seed: all but the last end with a power cut.
+/// Lives of a seed without a mirror: all but the last end with a power cut.
 const LIVES: u32 = 3;
 /// Seconds after which a life hangs.
 const LIFE_SECONDS: u32 = 30;
 /// Each so many seeds, one is run twice, to see that it does the same.
 const REPEAT: u64 = 40;
 
+/// Which machines.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Disks,
+    Mirrors,
+}
+
+/// Seed, number of the life, whether it is the last, memory, whether to print.
+type Live = fn(u64, u32, bool, &mut Shared, bool) -> Result<(), String>;
+
 struct Options {
     first: u64,
-    seeds: u64,
+    /// Of each kind.
+    seeds: [u64; 2],
     jobs: usize,
     show: bool,
 }
 
-const USAGE: &str = "usage: tests/run sim [--seeds N] [--seed S] [--jobs N] [--show]
-  --seeds N  so many seeds (2000; with --seed alone: 1), from S (1) on
+const USAGE: &str =
+    "usage: tests/run sim [--disks | --mirrors] [--seeds N] [--seed S] [--jobs N] [--show]
+  --disks    only machines without a mirror
+  --mirrors  only machines with one
+  --seeds N  so many seeds of each (1200 and 600; with --seed alone: 1), from S (1) on
   --show     print every event";
 
 fn options() -> Result<Options, String> {
     let mut options = Options {
         first: 1,
-        seeds: 2000,
+        seeds: [1200, 600],
         jobs: std::thread::available_parallelism().map_or(2, usize::from),
         show: false,
     };
-    let (mut seeds, mut arguments) = (None, std::env::args().skip(1));
+    let (mut seeds, mut only, mut arguments) = (None, None, std::env::args().skip(1));
     while let Some(word) = arguments.next() {
         let mut number = || {
             let value = arguments.next().and_then(|v| v.parse().ok());
@@ -58,15 +73,23 @@ fn options() -> Result<Options, String> {
             "--seeds" => seeds = Some(number()?),
             "--seed" => {
                 options.first = number()?;
-                options.seeds = 1;
+                options.seeds = [1, 1];
             }
+            "--disks" => only = Some(Kind::Disks),
+            "--mirrors" => only = Some(Kind::Mirrors),
             "--jobs" => options.jobs = number()? as usize,
             "--show" => options.show = true,
             _ => return Err(USAGE.into()),
         }
     }
-    options.seeds = seeds.unwrap_or(options.seeds);
-    options.jobs = options.jobs.clamp(1, options.seeds.clamp(1, 64) as usize);
+    if let Some(seeds) = seeds {
+        options.seeds = [seeds; 2];
+    }
+    if let Some(only) = only {
+        options.seeds[1 - only as usize] = 0;
+    }
+    let most = options.seeds[0].max(options.seeds[1]);
+    options.jobs = options.jobs.clamp(1, most.clamp(1, 64) as usize);
     Ok(options)
 }
 
@@ -126,10 +149,14 @@ fn coverage() {
 }
 
 /// All lives of one seed.
-fn run_seed(seed: u64, shared: &mut Shared, show: bool) -> Result<(), String> {
+fn run_seed(kind: Kind, seed: u64, shared: &mut Shared, show: bool) -> Result<(), String> {
     shared.clear();
-    for number in 0..LIVES {
-        let last = number + 1 == LIVES;
+    let (lives, live) = match kind {
+        Kind::Disks => (LIVES, life::live as Live),
+        Kind::Mirrors => (mirror::LIVES, mirror::live as Live),
+    };
+    for number in 0..lives {
+        let last = number + 1 == lives;
         let ended = in_child(|| {
             // SAFETY: only this child gets the signal.
             unsafe { libc::alarm(LIFE_SECONDS) };
@@ -137,7 +164,7 @@ fn run_seed(seed: u64, shared: &mut Shared, show: bool) -> Result<(), String> {
                 eprintln!("seed {seed}, life {number}");
             }
             let lived = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-                life::live(seed, number, last, shared, show)
+                live(seed, number, last, shared, show)
             }));
             match lived {
                 Ok(Ok(())) => return 0,
@@ -152,36 +179,53 @@ fn run_seed(seed: u64, shared: &mut Shared, show: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// A worker: every `jobs`-th seed.
+/// A worker: every `jobs`-th seed of each kind.
 fn work(options: &Options, worker: usize, shared: &mut Shared, totals: &Totals) -> i32 {
-    for seed in (options.first..)
-        .take(options.seeds as usize)
-        .skip(worker)
-        .step_by(options.jobs)
-    {
-        let mut outcome = run_seed(seed, shared, options.show);
-        if outcome.is_ok() {
-            totals.add(shared);
-            if seed % REPEAT == 0 {
-                let hash = shared.hash;
-                outcome = run_seed(seed, shared, false);
-                if outcome.is_ok() && shared.hash != hash {
-                    outcome = Err(format!(
-                        "two runs differ: {hash:016x} and {:016x}",
-                        shared.hash
-                    ));
+    for kind in [Kind::Disks, Kind::Mirrors] {
+        for seed in (options.first..)
+            .take(options.seeds[kind as usize] as usize)
+            .skip(worker)
+            .step_by(options.jobs)
+        {
+            if let Err(why) = run_and_repeat(kind, seed, shared, options.show, totals) {
+                let (name, only) = match kind {
+                    Kind::Disks => ("sim", "--disks"),
+                    Kind::Mirrors => ("sim mirror", "--mirrors"),
+                };
+                println!(
+                    "FAIL {name} seed {seed}: {why}\n  again: tests/run sim {only} --seed {seed}"
+                );
+                if totals.failed.fetch_add(1, Ordering::Relaxed) >= 9 {
+                    return 1;
                 }
-                totals.repeated.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        if let Err(why) = outcome {
-            println!("FAIL sim seed {seed}: {why}\n  again: tests/run sim --seed {seed}");
-            if totals.failed.fetch_add(1, Ordering::Relaxed) >= 9 {
-                return 1;
             }
         }
     }
     0
+}
+
+/// A seed, and of some the same again.
+fn run_and_repeat(
+    kind: Kind,
+    seed: u64,
+    shared: &mut Shared,
+    show: bool,
+    totals: &Totals,
+) -> Result<(), String> {
+    run_seed(kind, seed, shared, show)?;
+    totals.add(shared);
+    if seed.is_multiple_of(REPEAT) {
+        let hash = shared.hash;
+        run_seed(kind, seed, shared, false)?;
+        totals.repeated.fetch_add(1, Ordering::Relaxed);
+        if shared.hash != hash {
+            return Err(format!(
+                "two runs differ: {hash:016x} and {:016x}",
+                shared.hash
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {
@@ -233,16 +277,19 @@ fn main() -> ExitCode {
         begun.elapsed().as_secs_f64()
     );
     let mut missing = false;
-    for (kind, count) in KINDS.iter().zip(&totals.cuts) {
-        println!("  seeds with a power cut during {kind}: {}", get(count));
-        missing |= get(count) == 0;
+    for (n, (kind, count)) in KINDS.iter().zip(&totals.cuts).enumerate() {
+        let seeds = options.seeds[usize::from(n >= MIRRORS)];
+        if seeds > 0 {
+            println!("  seeds with a power cut during {kind}: {}", get(count));
+        }
+        // A handful of seeds need not meet everything.
+        missing |= seeds >= 200 && get(count) == 0;
     }
-    // A handful of seeds need not meet everything.
-    if missing && options.seeds >= 200 {
+    if missing {
         println!("FAIL sim: no power cut fell into one of these");
         return ExitCode::FAILURE;
     }
-    if options.seeds == 1 && failed == 0 {
+    if options.seeds[0] + options.seeds[1] == 1 && failed == 0 {
         println!("trace {:016x}", parts[0].hash);
     }
     if failed == 0 {

@@ -10,6 +10,8 @@
 //!   FUA, or answered before a flush was sent that succeeded (DUR-1…3).
 //! - A write that failed, a discard, and a write whose connection broke are never over another: they leave old or new.
 
+use std::collections::BTreeMap;
+
 use crate::random::mix;
 
 /// Bytes of a sector: what a power cut never tears.
@@ -74,6 +76,18 @@ struct Entry {
 }
 
 impl Entry {
+    /// What is there from the start.
+    fn base(version: u32, done: u64) -> Self {
+        Self {
+            op: 0,
+            version,
+            sent: 0,
+            done,
+            ok: true,
+            durable: true,
+        }
+    }
+
     fn is_over(&self, other: &Self) -> bool {
         self.ok && self.sent > other.done
     }
@@ -87,38 +101,87 @@ pub struct Range {
     pub count: u64,
 }
 
+/// What a read found, when it was sent and when it was answered.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    version: u32,
+    sent: u64,
+    done: u64,
+}
+
 /// The histories of all sectors of all disks.
 pub struct Oracle {
+    /// A sector without entries holds zeroes and always did.
     sectors: Vec<Vec<Vec<Entry>>>,
+    /// What reads found last, on disks that must not change their mind: the first disk, by sector.
+    seen: Option<BTreeMap<u64, Seen>>,
     tick: u64,
+    /// When the latest of the writes was sent that have succeeded.
+    pub acknowledged: u64,
 }
 
 impl Oracle {
-    /// Disks as they are found.
-    pub fn new(images: &[&[u8]]) -> Self {
-        let base = |disk: usize, (lba, sector): (usize, &[u8])| {
-            let version = parse(sector, disk, lba as u64)
-                .unwrap_or_else(|wrong| panic!("disk {disk} sector {lba} at boot: {wrong}"));
-            vec![Entry {
-                op: 0,
-                version,
-                sent: 0,
-                done: 0,
-                ok: true,
-                durable: true,
-            }]
-        };
-        let disk = |(disk, image): (usize, &&[u8])| {
-            image
-                .chunks_exact(SECTOR)
-                .enumerate()
-                .map(|sector| base(disk, sector))
-                .collect()
-        };
+    /// By disk and sector: which values may be there. None: zeroes.
+    pub fn new(found: Vec<Vec<Vec<u32>>>) -> Self {
+        let base = |versions: Vec<u32>| versions.into_iter().map(|v| Entry::base(v, 0)).collect();
+        let disk = |sectors: Vec<Vec<u32>>| sectors.into_iter().map(base).collect();
         Self {
-            sectors: images.iter().enumerate().map(disk).collect(),
+            sectors: found.into_iter().map(disk).collect(),
+            seen: None,
             tick: 0,
+            acknowledged: 0,
         }
+    }
+
+    /// The first disk must not change its mind: what a read has found, the next has to find, unless something was written. A
+    /// sector that may hold several values is so when it is first read. `seen`: what was found in an earlier life.
+    pub fn steady(&mut self, seen: impl Iterator<Item = (u64, u32)>) {
+        let seen = seen.map(|(lba, version)| {
+            let (sent, done) = (0, 0);
+            (
+                lba,
+                Seen {
+                    version,
+                    sent,
+                    done,
+                },
+            )
+        });
+        self.seen = Some(seen.collect());
+    }
+
+    /// The first disk may change its mind once more, where `whether` says so.
+    pub fn unsettle(&mut self, whether: impl Fn(u64) -> bool) {
+        if let Some(seen) = &mut self.seen {
+            seen.retain(|lba, _| !whether(*lba));
+        }
+    }
+
+    /// What may be in each sector of a disk that was ever written after a power cut: which values, and what was read last if that
+    /// still holds.
+    pub fn survivors(&self, disk: usize) -> Vec<(u64, Vec<u32>, Option<u32>)> {
+        let mut all = Vec::new();
+        for (lba, entries) in self.sectors[disk].iter().enumerate() {
+            if entries.is_empty() {
+                continue;
+            }
+            let lives = |entry: &&Entry| {
+                !entries
+                    .iter()
+                    .any(|over| over.durable && over.is_over(entry))
+            };
+            let mut versions: Vec<_> = entries.iter().filter(lives).map(|e| e.version).collect();
+            versions.sort_unstable();
+            versions.dedup();
+            let seen = self.seen.as_ref().and_then(|seen| seen.get(&(lba as u64)));
+            // What was written since is a matter of the histories.
+            let seen = seen.filter(|seen| entries.iter().all(|e| e.op == 0 || e.done <= seen.sent));
+            let seen = seen
+                .map(|seen| seen.version)
+                .filter(|v| versions.contains(v));
+            all.push((lba as u64, versions, seen));
+        }
+        all
     }
 
     /// Time passes: the present, later than all before.
@@ -129,7 +192,11 @@ impl Oracle {
 
     fn each(&mut self, range: Range, mut f: impl FnMut(&mut Vec<Entry>)) {
         for lba in range.first..range.first + range.count {
-            f(&mut self.sectors[range.disk][lba as usize]);
+            let entries = &mut self.sectors[range.disk][lba as usize];
+            if entries.is_empty() {
+                entries.push(Entry::base(0, 0));
+            }
+            f(entries);
         }
     }
 
@@ -150,13 +217,18 @@ impl Oracle {
     /// A write is answered, or nothing can come of it any more. `sure`: it did what it was to do, and may be over others.
     pub fn done(&mut self, op: u64, range: Range, sure: bool, durable: bool) {
         let now = self.now();
+        let mut sent = 0;
         self.each(range, |entries| {
             if let Some(entry) = entries.iter_mut().rfind(|entry| entry.op == op) {
+                sent = entry.sent;
                 entry.done = now;
                 entry.ok = sure;
                 entry.durable = sure && durable;
             }
         });
+        if sure {
+            self.acknowledged = self.acknowledged.max(sent);
+        }
     }
 
     /// A flush that was sent at `sent` has succeeded.
@@ -167,8 +239,37 @@ impl Oracle {
     }
 
     /// Whether a read that was sent at `sent` may see this in a sector.
-    pub fn may_read(&self, disk: usize, lba: u64, sector: &[u8], sent: u64) -> Result<(), String> {
-        self.may_be(disk, lba, sector, "read", |over| over.done < sent)
+    pub fn may_read(
+        &mut self,
+        disk: usize,
+        lba: u64,
+        sector: &[u8],
+        sent: u64,
+    ) -> Result<(), String> {
+        let version = self.may_be(disk, lba, sector, "read", |over| over.done < sent)?;
+        let done = self.now();
+        if let (Some(seen), 0) = (&mut self.seen, disk) {
+            let before = seen.insert(
+                lba,
+                Seen {
+                    version,
+                    sent,
+                    done,
+                },
+            );
+            let entries = &self.sectors[disk][lba as usize];
+            if let Some(before) = before
+                && before.version != version
+                && before.done < sent
+                && entries.iter().all(|e| e.op == 0 || e.done <= before.sent)
+            {
+                return Err(format!(
+                    "disk {disk} sector {lba}: {} was read, and now {version}, and nothing was written",
+                    before.version
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Whether a sector may hold this after a power cut.
@@ -176,6 +277,7 @@ impl Oracle {
         self.may_be(disk, lba, sector, "found after the cut", |over| {
             over.durable
         })
+        .map(|_| ())
     }
 
     fn may_be(
@@ -185,10 +287,13 @@ impl Oracle {
         sector: &[u8],
         what: &str,
         counts: impl Fn(&Entry) -> bool,
-    ) -> Result<(), String> {
+    ) -> Result<u32, String> {
         let place = format!("disk {disk} sector {lba}, {what}");
         let version = parse(sector, disk, lba).map_err(|wrong| format!("{place}: {wrong}"))?;
         let entries = &self.sectors[disk][lba as usize];
+        if entries.is_empty() && version == 0 {
+            return Ok(0);
+        }
         let gone = |entry: &Entry| {
             entries
                 .iter()
@@ -197,7 +302,7 @@ impl Oracle {
         let mut stale = None;
         for entry in entries.iter().filter(|entry| entry.version == version) {
             match gone(entry) {
-                None => return Ok(()),
+                None => return Ok(version),
                 Some(over) => stale = Some((*entry, *over)),
             }
         }
@@ -211,22 +316,13 @@ impl Oracle {
 
     /// A device lost its cache and lives on: what it holds now is where histories begin again. What is still open may have
     /// been in that cache, so it proves nothing when it is answered.
-    pub fn start_again(&mut self, disk: usize, image: &[u8]) -> Result<(), String> {
+    pub fn start_again(&mut self, disk: usize, lba: u64, sector: &[u8]) -> Result<(), String> {
         let now = self.now();
-        for (lba, sector) in image.chunks_exact(SECTOR).enumerate() {
-            self.may_survive(disk, lba as u64, sector)?;
-            let version = parse(sector, disk, lba as u64)?;
-            let entries = &mut self.sectors[disk][lba];
-            entries.retain(|entry| entry.done == OPEN);
-            entries.push(Entry {
-                op: 0,
-                version,
-                sent: 0,
-                done: now,
-                ok: true,
-                durable: true,
-            });
-        }
+        self.may_survive(disk, lba, sector)?;
+        let version = parse(sector, disk, lba)?;
+        let entries = &mut self.sectors[disk][lba as usize];
+        entries.retain(|entry| entry.done == OPEN);
+        entries.push(Entry::base(version, now));
         Ok(())
     }
 }

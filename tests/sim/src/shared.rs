@@ -2,20 +2,79 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::SECTORS;
-use crate::life::DISKS;
+use crate::device::PAGE;
+use crate::mirror::LEG_PAGES;
+use crate::mirror::past::Past;
 use crate::oracle::SECTOR;
 
 /// Longest message of a failure.
 const MESSAGE: usize = 1024;
 
-/// What a power cut can fall into.
-pub const KINDS: [&str; 5] = ["drain", "move", "FUA", "flush", "graph change"];
+/// Most disks of any machine.
+const DISKS: usize = 3;
+
+/// What a power cut can fall into; from `MIRRORS` on, only on a machine with a mirror.
+pub const KINDS: [&str; 13] = [
+    "drain",
+    "move",
+    "FUA",
+    "flush",
+    "graph change",
+    "a mirror's write that one leg has",
+    "degrade, before its record is written",
+    "degrade, as its record is written",
+    "degrade, before the writes go on",
+    "update of the intent bitmap",
+    "lazy clear",
+    "resync after a cut",
+    "assembly",
+];
+pub const MIRRORS: usize = 5;
+
+/// What a disk holds while the power is off. Only pages that were ever written to are looked at, so the others take no memory.
+#[repr(C)]
+pub struct Image {
+    touched: [bool; LEG_PAGES],
+    pages: [[u8; PAGE]; LEG_PAGES],
+}
+
+impl Image {
+    /// What is stored, by number of page.
+    pub fn pages(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let touched = self.touched.iter().enumerate().filter(|(_, t)| **t);
+        touched.map(|(number, _)| (number, &self.pages[number][..]))
+    }
+
+    pub fn put(&mut self, sector: usize, bytes: &[u8]) {
+        let (page, place) = (sector * SECTOR / PAGE, sector * SECTOR % PAGE);
+        self.touched[page] = true;
+        self.pages[page][place..][..SECTOR].copy_from_slice(bytes);
+    }
+
+    pub fn sector(&self, sector: usize) -> &[u8] {
+        let (page, place) = (sector * SECTOR / PAGE, sector * SECTOR % PAGE);
+        if self.touched[page] {
+            &self.pages[page][place..][..SECTOR]
+        } else {
+            &[0; SECTOR]
+        }
+    }
+
+    fn clear(&mut self) {
+        for (touched, page) in self.touched.iter_mut().zip(&mut self.pages) {
+            if std::mem::take(touched) {
+                page.fill(0);
+            }
+        }
+    }
+}
 
 /// One worker's part. All zeroes is a fresh one.
 #[repr(C)]
 pub struct Shared {
-    pub images: [[u8; SECTORS * SECTOR]; DISKS],
+    pub images: [Image; DISKS],
+    /// What earlier lives of a machine with a mirror leave to know.
+    pub past: Past,
     /// In sectors.
     pub sizes: [u64; DISKS],
     pub next_version: u32,
@@ -57,8 +116,9 @@ impl Shared {
     /// Ready for another seed.
     pub fn clear(&mut self) {
         for image in &mut self.images {
-            image.fill(0);
+            image.clear();
         }
+        self.past.clear();
         self.sizes = [0; DISKS];
         self.next_version = 1;
         self.lives = 0;

@@ -9,7 +9,7 @@ use ironthread::block::{self, Backend, Operation, Request, RequestFlags};
 use ironthread::export::nbd::wire::command;
 use ironthread::sync::{PAGE_SIZE, PageArena};
 
-use super::{Around, Op, is_change, prove};
+use super::{Around, Op, is_change, part, prove};
 use crate::life::on;
 use crate::oracle::{Range, SECTOR, fill};
 
@@ -45,6 +45,8 @@ pub struct Place {
     pub disk: usize,
     /// Sectors of a logical block.
     pub block: u64,
+    /// As in [`part`].
+    pub stride: u64,
 }
 
 impl Raw {
@@ -124,13 +126,14 @@ impl Raw {
             8 => (Operation::Discard, command::TRIM),
             _ => (Operation::Flush, command::FLUSH),
         };
-        let blocks = place.backend.size() / SECTOR as u64 / place.block;
+        let (low, blocks) = part(random, place.backend.size() / SECTOR as u64, place.stride);
+        let blocks = blocks / place.block;
         let most = (PAGES * PAGE_SIZE / SECTOR) as u64 / place.block;
         let count = 1 + random.below(most.min(blocks) as usize) as u64;
         let first = random.below((blocks - count + 1).min(24) as usize) as u64;
         let range = Range {
             disk: place.disk,
-            first: first * place.block,
+            first: low + first * place.block,
             count: if kind == command::FLUSH {
                 0
             } else {

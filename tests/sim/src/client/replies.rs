@@ -48,7 +48,9 @@ impl Client {
         }
         let mut payload = (self.name.len() as u32).to_be_bytes().to_vec();
         payload.extend(self.name.as_bytes());
-        payload.extend(0u16.to_be_bytes());
+        // Who does not ask for it is not let in where blocks are large.
+        payload.extend(1u16.to_be_bytes());
+        payload.extend(info::BLOCK_SIZE.to_be_bytes());
         self.option(option::GO, &payload);
         self.phase = Phase::Options;
         Ok(bytes.len())

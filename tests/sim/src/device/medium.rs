@@ -2,12 +2,53 @@
 
 use ironthread::virtio::fake::{Chain, FakeDevice};
 
-use super::{DISCARD, FLUSH, GET_ID, IO_ERROR, OK, Pending, READ, Stage, State, WRITE, ZEROES};
+use super::{
+    DISCARD, FLUSH, GET_ID, IO_ERROR, OK, PAGE, Pending, READ, Sector, Stage, State, WRITE, ZEROES,
+};
 use crate::oracle::SECTOR;
 
+/// Sectors of a page.
+const EACH: usize = PAGE / SECTOR;
+
+/// A page that holds these bytes.
+pub(super) fn page(bytes: &[u8]) -> Box<[Sector; EACH]> {
+    Box::new(std::array::from_fn(|i| {
+        let bytes = bytes[i * SECTOR..][..SECTOR].try_into().expect("a sector");
+        Sector {
+            visible: bytes,
+            durable: bytes,
+            unflushed: Vec::new(),
+        }
+    }))
+}
+
 impl State {
+    /// What a read of these sectors sees.
+    pub fn read(&self, first: usize, count: usize) -> Vec<u8> {
+        let mut data = vec![0; count * SECTOR];
+        for (i, bytes) in data.chunks_exact_mut(SECTOR).enumerate() {
+            if let Some(page) = &self.pages[(first + i) / EACH] {
+                bytes.copy_from_slice(&page[(first + i) % EACH].visible);
+            }
+        }
+        data
+    }
+
     pub fn pending(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Writes with the device, of these sectors or others: the first sector, the data, and whether they are done but not answered.
+    pub fn writes(
+        &self,
+        which: impl Fn(usize) -> bool,
+    ) -> impl Iterator<Item = (usize, Vec<u8>, bool)> {
+        let which = move |p: &&Pending| p.kind == WRITE && which(p.first);
+        let write = |p: &Pending| {
+            let data = p.chain.readable().split_off(16);
+            (p.first, data, p.stage != Stage::Taken)
+        };
+        self.pending.iter().filter(which).map(write)
     }
 
     /// Whether a flush is with the device.
@@ -15,9 +56,15 @@ impl State {
         self.pending.iter().any(|p| p.kind == FLUSH)
     }
 
-    /// What a read sees.
-    pub fn visible(&self) -> Vec<u8> {
-        self.sectors.iter().flat_map(|s| s.visible).collect()
+    /// What reads see, sector by sector; zeroes may be left out.
+    pub fn visible(&self, mut put: impl FnMut(usize, &[u8])) {
+        for (number, page) in self.pages.iter().enumerate() {
+            if let Some(page) = page {
+                for (i, sector) in page.iter().enumerate() {
+                    put(number * EACH + i, &sector.visible);
+                }
+            }
+        }
     }
 
     pub(super) fn look(&mut self, device: &FakeDevice) {
@@ -72,18 +119,21 @@ impl State {
             let p = &self.pending[n];
             (p.kind, p.first, p.count)
         };
-        let fails = self.fail > 0 && kind != GET_ID;
+        let ill = match kind {
+            READ => self.ill.reads,
+            WRITE | ZEROES | DISCARD => self.ill.writes,
+            FLUSH => self.ill.flushes,
+            _ => false,
+        };
+        let fails = ill || self.fail > 0 && kind != GET_ID;
         if fails {
-            self.fail -= 1;
+            self.fail -= u32::from(!ill);
             self.faults += 1;
         }
         let mut written = 1;
         match kind {
             READ if !fails => {
-                let data: Vec<u8> = self.sectors[first..first + count]
-                    .iter()
-                    .flat_map(|s| s.visible)
-                    .collect();
+                let data = self.read(first, count);
                 self.pending[n].chain.write(0, &data);
                 written += data.len() as u32;
                 self.executed[0] += 1;
@@ -95,9 +145,15 @@ impl State {
             FLUSH => {
                 // One that fails may have done its work, for some sectors.
                 let available = self.pending[n].available;
-                for i in 0..self.sectors.len() {
-                    if !fails || self.random.chance(1, 2) {
-                        self.persist(i, available);
+                let Self {
+                    pages,
+                    random,
+                    answered,
+                    ..
+                } = self;
+                for sector in pages.iter_mut().flatten().flat_map(|page| page.iter_mut()) {
+                    if !fails || random.chance(1, 2) {
+                        sector.persist(answered, available);
                     }
                 }
                 self.executed[2] += 1;
@@ -135,24 +191,15 @@ impl State {
             if partly && self.random.chance(1, 2) {
                 continue;
             }
-            let sector = &mut self.sectors[first + i];
+            let place = &mut self.pages[(first + i) / EACH];
+            if place.is_none() && bytes.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let page = place.get_or_insert_with(|| page(&[0; PAGE]));
+            let sector = &mut page[(first + i) % EACH];
             let bytes = bytes.try_into().expect("a sector");
             sector.visible = bytes;
             sector.unflushed.push((number, bytes));
-        }
-    }
-
-    /// Makes durable what was answered before `before`.
-    fn persist(&mut self, sector: usize, before: u64) {
-        let sector = &mut self.sectors[sector];
-        let answered = &self.answered;
-        if let Some(last) = sector
-            .unflushed
-            .iter()
-            .rposition(|(n, _)| answered[*n] < before)
-        {
-            sector.durable = sector.unflushed[last].1;
-            sector.unflushed.drain(..=last);
         }
     }
 
@@ -166,7 +213,9 @@ impl State {
             self.answered[write] = self.tick;
             if !self.model.flush {
                 for i in p.first..p.first + p.count {
-                    self.persist(i, self.tick + 1);
+                    if let Some(page) = &mut self.pages[i / EACH] {
+                        page[i % EACH].persist(&self.answered, self.tick + 1);
+                    }
                 }
             }
         }
@@ -206,12 +255,13 @@ impl State {
     /// Each sector keeps any of the values that it may have.
     fn lose(&mut self) {
         let mode = self.random.below(4);
-        for sector in &mut self.sectors {
+        let Self { pages, random, .. } = self;
+        for sector in pages.iter_mut().flatten().flat_map(|page| page.iter_mut()) {
             let values = sector.unflushed.len();
             let keep = match mode {
                 0 => 0,
                 1 => values,
-                _ => self.random.below(values + 1),
+                _ => random.below(values + 1),
             };
             if keep > 0 {
                 sector.durable = sector.unflushed[keep - 1].1;
@@ -221,10 +271,20 @@ impl State {
         }
     }
 
-    /// Power is lost. What is left.
-    pub fn cut(&mut self) -> Vec<u8> {
+    /// Power is lost.
+    pub fn cut(&mut self) {
         self.drop_pending();
         self.lose();
-        self.visible()
+    }
+}
+
+impl Sector {
+    /// Makes durable what was answered before `before`.
+    fn persist(&mut self, answered: &[u64], before: u64) {
+        let done = |(number, _): &(usize, _)| answered[*number] < before;
+        if let Some(last) = self.unflushed.iter().rposition(done) {
+            self.durable = self.unflushed[last].1;
+            self.unflushed.drain(..=last);
+        }
     }
 }
