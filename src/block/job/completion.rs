@@ -133,10 +133,9 @@ pub(super) fn given_up(job: Job) {
         abort_others(job);
     }
     give_up_body(job);
-    kick();
 }
 
-/// Lets the body of a cancelled job see it. One that was never started has ended.
+/// Lets the body of a cancelled job see it. One that was never started has ended, which is to be seen in another turn.
 fn give_up_body(job: Job) {
     job.slot(|slot| {
         if core::mem::take(&mut slot.user_paused) {
@@ -145,6 +144,7 @@ fn give_up_body(job: Job) {
         slot.handed |= !slot.started;
     });
     job.wake();
+    kick();
 }
 
 /// One step of a transaction; whether another may follow at once.

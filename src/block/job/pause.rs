@@ -221,6 +221,8 @@ impl Job {
             let side = side as usize;
             slot.errors[side] = slot.errors[side].saturating_add(1);
             let action = match slot.policy[side] {
+                // One that is to end tries no more.
+                _ if slot.cancelled => Action::Report,
                 Policy::Report => Action::Report,
                 Policy::Ignore => Action::Ignore,
                 Policy::Stop => {

@@ -38,9 +38,12 @@ impl Job {
     /// Stops the job at its next pause point.
     ///
     /// # Errors
-    /// Not in this state; `AlreadyPaused` by a user (JOB-1).
+    /// Not in this state; `AlreadyPaused` by a user (JOB-1); `Ending` when it was cancelled.
     pub fn pause(self) -> Result<(), JobError> {
         let coroutine = self.ask(Verb::Pause, |slot| {
+            if slot.cancelled {
+                return Err(JobError::Ending);
+            }
             if slot.user_paused {
                 return Err(JobError::AlreadyPaused);
             }

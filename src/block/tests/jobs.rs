@@ -4,7 +4,7 @@ use super::graph_rig::*;
 use super::jobs_rig::*;
 use super::*;
 use crate::block::io;
-use crate::block::job::{Policy, Side, State, copier};
+use crate::block::job::{JobError, Policy, Side, State, copier};
 use crate::config::{COPY_CHUNK, COPY_WINDOW};
 
 #[test]
@@ -63,6 +63,25 @@ fn errors_are_reported_ignored_or_stop_the_job() {
         driver.was_right();
         rig.finish();
     }
+}
+
+#[test]
+fn a_cancelled_job_is_not_stopped_by_an_error_or_a_user() {
+    let mut rig = rig(2);
+    let (leaf, node) = leaf(&mut rig);
+    leaf.set_holding(true);
+    let driver = test_job(Pace::Read, 2).leak();
+    let options = crate::block::job::Options {
+        on_source_error: Policy::Stop,
+        ..KEPT
+    };
+    let job = run(driver, &options, &[node]);
+    rig.settle();
+    on(0, || job.cancel(true)).unwrap();
+    assert_eq!(on(0, || job.pause()), Err(JobError::Ending));
+    on(0, || leaf.let_go(Err(BlockError::Io)));
+    assert_eq!(over(&rig, job), Err(BlockError::Io));
+    rig.finish();
 }
 
 const CHUNK: u64 = COPY_CHUNK as u64;

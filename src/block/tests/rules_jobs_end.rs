@@ -227,6 +227,29 @@ fn job_10_one_that_waits_or_was_never_started_is_cancelled_too() {
 }
 
 #[test]
+fn job_10_a_failure_reaches_one_that_was_not_started() {
+    let mut rig = rig(2);
+    let (_, node) = leaf(&mut rig);
+    let transaction = on(0, job::Transaction::new).unwrap();
+    let options = Options {
+        transaction: Some(&transaction),
+        auto_dismiss: false,
+        ..Options::DEFAULT
+    };
+    let idle = make(turns(1), &options, &[node]);
+    let failing = TestJob {
+        run: FAILED,
+        ..test_job(Pace::Sleep, 1)
+    };
+    let failing = run(failing.leak(), &options, &[node]);
+    on(0, || drop(transaction));
+    pass(&rig, 1);
+    assert_eq!(over(&rig, failing), FAILED);
+    assert!(!idle.exists());
+    rig.finish();
+}
+
+#[test]
 fn job_11_a_soft_cancel_of_a_ready_job_is_its_end() {
     let mut rig = rig(2);
     let (_, node) = leaf(&mut rig);
