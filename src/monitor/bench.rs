@@ -1,8 +1,8 @@
-//! `bench`: runs [`block::bench`](mod@crate::block::bench) against a disk or a test node and prints what came of it.
+//! `bench`: runs [`block::bench`](mod@crate::block::bench) against a disk or another node and prints what came of it.
 //!
 //! ```text
 //! idle ── read ──────────────────────────────────────────▶ running ── done (one-shot to context 0) ──▶ report, idle
-//!   └──── write to a disk ──▶ head ──▶ last block ────────────┘
+//!   └──── write ──▶ head ──▶ last block ──────────────────────┘
 //!                              └──────────┴── something is recognised: refused ──▶ idle
 //! ```
 //! Everything here runs in context 0; the load itself in the disk's home context.
@@ -25,7 +25,7 @@ use crate::block::{self, Backend, Operation, Request, request};
 use crate::sync::{HomeCell, PAGE_SIZE, PageArena};
 
 /// How the command is used.
-pub(super) const USAGE: &str = "bench disk vdN|null read|write SIZE [seq|rand] [qd N] [SECONDS | count N] [--destroy SERIAL]; \
+pub(super) const USAGE: &str = "bench disk vdN|NODE|null read|write SIZE [seq|rand] [qd N] [SECONDS | count N] [--destroy SERIAL|NODE]; \
      bench ring vdN read SIZE …: the bare virtqueue, to compare with";
 
 /// Longest run, in seconds.
@@ -43,6 +43,7 @@ struct Job {
     target: String<32>,
     node: NodeId,
     core: CoreId,
+    permissions: Permissions,
     operation: Operation,
     block: u32,
     depth: u16,
@@ -50,7 +51,7 @@ struct Job {
     seconds: u64,
     count: u64,
     bare: Option<&'static block::Disk>,
-    /// The disk may carry something of value: look first.
+    /// It may carry something of value: look first.
     look: bool,
 }
 
@@ -77,15 +78,10 @@ pub(super) fn start(words: &mut Words<'_>, system: &'static dyn System) -> Resul
         return Err(Refusal::Reason("another bench is not over"));
     }
     let job = parse(words, system)?;
-    let permissions = if job.operation == Operation::Read {
-        Permissions::READER
-    } else {
-        Permissions::SHARED_WRITER
-    };
-    let opened = Backend::open("bench", "bench", Some(job.node), permissions);
+    let opened = Backend::open("bench", "bench", Some(job.node), job.permissions);
     let backend = opened.map_err(|refusal| {
         log::warn!("bench: {refusal}");
-        Refusal::Reason("no backend for the bench: the last one may not be over")
+        Refusal::Reason("no backend for the bench; the log says why")
     })?;
     let look = job.look;
     STATE.with(|state| {
@@ -162,43 +158,45 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
             return Err(BAD);
         }
     }
-    let (node, core) = match block::disks().find(|disk| disk.name() == name) {
-        Some(disk) => {
-            if operation == Operation::Write {
-                let confirmed = match destroy {
-                    Some(serial) if !serial.is_empty() && serial == disk.serial() => true,
-                    Some(_) => {
-                        return Err(Refusal::Reason(
-                            "--destroy names another serial than the disk's",
-                        ));
-                    }
-                    None => false,
-                };
-                if !confirmed && system.is_exported(disk.index()) {
-                    return Err(Refusal::Reason(
-                        "the disk is exported; to overwrite it, add --destroy SERIAL",
-                    ));
-                }
-                look = !confirmed;
+    let writes = operation == Operation::Write;
+    let mut permissions = if writes {
+        Permissions::SHARED_WRITER
+    } else {
+        Permissions::READER
+    };
+    let second = arch::cores().min(2) - 1;
+    let (node, core) = if let Some(disk) = block::disks().find(|disk| disk.name() == name) {
+        if writes {
+            let confirmed = is_confirmed(destroy, disk.serial())?;
+            if !confirmed && system.is_exported(disk.index()) {
+                return Err(Refusal::Reason(
+                    "the disk is exported; to overwrite it, add --destroy SERIAL",
+                ));
             }
-            (disk.node(), disk.home())
+            look = !confirmed;
         }
-        None if name == "null" => (null_node()?, arch::cores().min(2) - 1),
-        None => match graph::find(name) {
-            // A graph's node may carry somebody's data; test instruments do not.
-            Some(id)
-                if graph::driver(id)
-                    .is_some_and(|driver| matches!(driver.info().kind, "ram" | "null")) =>
-            {
-                (id, arch::cores().min(2) - 1)
+        (disk.node(), disk.home())
+    } else if name == "null" {
+        (null_node()?, second)
+    } else {
+        let id = graph::find(name).ok_or(Refusal::Reason("no such disk; see 'info disks'"))?;
+        let kind = graph::driver(id).map_or("", |driver| driver.info().kind);
+        if matches!(kind, "ram" | "null") {
+            (id, second)
+        } else {
+            if writes {
+                look = !is_confirmed(destroy, name)?;
+                // Whoever else writes there stands against it.
+                permissions = Permissions::WRITER;
             }
-            _ => return Err(Refusal::Reason("no such disk; see 'info disks'")),
-        },
+            (id, graph::home(id).unwrap_or(0))
+        }
     };
     Ok(Job {
         target: String::try_from(name).map_err(|_| BAD)?,
         node,
         core,
+        permissions,
         operation,
         block,
         depth,
@@ -208,6 +206,17 @@ fn parse(words: &mut Words<'_>, system: &'static dyn System) -> Result<Job, Refu
         bare,
         look,
     })
+}
+
+/// Whether what is to be overwritten was named once more.
+fn is_confirmed(destroy: Option<&str>, serial: &str) -> Result<bool, Refusal> {
+    match destroy {
+        None => Ok(false),
+        Some(named) if !named.is_empty() && named == serial => Ok(true),
+        Some(_) => Err(Refusal::Reason(
+            "--destroy names another serial than the disk's",
+        )),
+    }
 }
 
 fn null_node() -> Result<NodeId, Refusal> {
@@ -284,7 +293,7 @@ fn on_last(mut request: Request) {
 
 fn refuse(what: &str) {
     console::print(format_args!(
-        "error: refused: {what}; to overwrite the disk, add --destroy SERIAL\n"
+        "error: refused: {what}; to overwrite it, add --destroy SERIAL\n"
     ));
     end();
 }
