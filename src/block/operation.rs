@@ -64,5 +64,7 @@ bitflags::bitflags! {
         const MAY_UNMAP = 1 << 1;
         /// Write-zeroes must fail, with nothing written, where it would be no faster than writing zeroes.
         const FAST_ZERO = 1 << 2;
+        /// A read by a job: a mirror writes what it reads to the leg that it rebuilds. Nobody else looks at it.
+        const REBUILD = 1 << 3;
     }
 }

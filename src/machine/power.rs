@@ -1,12 +1,12 @@
 //! The power key, and the orderly way down.
 //!
 //! ```text
-//! running ── poweroff, reboot, power key ──▶ exports close ──▶ drain ──▶ flush ──▶ off: clean
+//! running ── poweroff, reboot, power key ──▶ exports close ──▶ mirrors, drain ──▶ flush ──▶ off: clean
 //!                                                 │               │       └── 60 s are over, or one fails ──▶ off: NOT clean
 //!                                                 └───────────────┴── 50 s are over ──▶ flush all the same, till 60 s
 //! ```
 //! One disk that does not answer must not keep the others from their flush: the last ten seconds are for that.
-//! Exports first, because they make requests, with nothing that holds them up: sections begun by hand end, limits are off. The drain is never ended, so nothing new starts; the flush goes through
+//! Mirrors take the marks off their legs while they still may write. Exports first, because they make requests, with nothing that holds them up: sections begun by hand end, limits are off. The drain is never ended, so nothing new starts; the flush goes through
 //! backends that are not parked. All of it runs in context 0, driven by a timer; what hangs is named at the end.
 #![forbid(unsafe_code)]
 
@@ -46,6 +46,7 @@ static FLUSHES: AtomicU32 = AtomicU32::new(0);
 enum Stage {
     Running,
     Exports,
+    Mirrors,
     Drain,
     Flush,
     Over,
@@ -56,6 +57,7 @@ impl Stage {
         match self {
             Stage::Running | Stage::Over => "nothing",
             Stage::Exports => "connections to close",
+            Stage::Mirrors => "mirrors to become clean",
             Stage::Drain => "requests to finish",
             Stage::Flush => "disks to flush",
         }
@@ -169,6 +171,7 @@ fn tick(_: usize) {
     let done = match stage {
         Stage::Running | Stage::Over => return,
         Stage::Exports => exports::all_closed() && network::is_stopped(),
+        Stage::Mirrors => block::node::mirror::all_closed(),
         Stage::Drain => QUIET.load(Ordering::Acquire),
         Stage::Flush => FLUSHES.load(Ordering::Acquire) == 0,
     };
@@ -207,6 +210,10 @@ fn advance(stage: Stage) {
     match stage {
         Stage::Running | Stage::Over => {}
         Stage::Exports => {
+            STATE.with(|state| state.stage = Stage::Mirrors);
+            block::node::mirror::close_all();
+        }
+        Stage::Mirrors => {
             STATE.with(|state| state.stage = Stage::Drain);
             if let Err(error) = block::drain_all_begin(Callback::new(&on_quiet, 0)) {
                 // Requests may still be on their way, but what has been answered gets its flush.

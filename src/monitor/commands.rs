@@ -9,7 +9,7 @@ use core::fmt::{self, Write};
 use ::log::LevelFilter;
 
 use super::format::Duration;
-use super::{bench, bitmaps, console, disks, graph, jobs, kinds, nodes};
+use super::{bench, bitmaps, console, disks, graph, jobs, kinds, mirrors, nodes};
 use crate::block::{self, ResetOutcome};
 use crate::{aio, arch};
 
@@ -75,7 +75,7 @@ struct Command {
 
 /// Most that `poll` takes, in us.
 const MAX_POLL_US: u64 = 1_000_000;
-const INFO: &str = "info cores|contexts|disks|nodes|bitmaps|jobs|backends|kinds|partitions|exports|connections|drain|memory|version";
+const INFO: &str = "info cores|contexts|disks|nodes|mirrors|bitmaps|jobs|backends|kinds|partitions|exports|connections|drain|memory|version";
 const DISK: &str = "disk vdN reset";
 const POLL: &str = "poll off|MICROSECONDS";
 const LOG: &str = "log off|error|warn|info|debug|trace|show";
@@ -109,6 +109,12 @@ const COMMANDS: &[Command] = &[
         kinds::THROTTLE,
         "new limits for a group of throttle nodes",
         throttle,
+    ),
+    command(
+        "mirror",
+        mirrors::USAGE,
+        "disks with the same data, of which each can fail; create copies the first leg's unless they are equal",
+        |words, out, _| mirrors::mirror(words, out),
     ),
     command(
         "bitmap",
@@ -218,6 +224,7 @@ fn info(
         "contexts" => contexts(out)?,
         "disks" => disks::list(out)?,
         "nodes" => nodes::list(out)?,
+        "mirrors" => mirrors::list(out)?,
         "bitmaps" => bitmaps::list(out)?,
         "jobs" => jobs::list(out)?,
         "backends" => nodes::list_backends(out)?,

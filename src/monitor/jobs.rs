@@ -31,7 +31,14 @@ pub(super) struct Kind {
 }
 
 /// The kinds that can be made.
-const KINDS: &[Kind] = &[];
+const KINDS: &[Kind] = &[Kind {
+    name: "rebuild",
+    nodes: 2,
+    create: |nodes, options, _| {
+        let job = job::rebuild::create(nodes[0], nodes[1], options);
+        Some(job.map_err(|refusal| kinds::why(&refusal)))
+    },
+}];
 
 /// `job …`.
 pub(super) fn job(words: &mut Words<'_>, out: &mut dyn Write) -> Result<Outcome, Refusal> {

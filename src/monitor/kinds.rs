@@ -52,7 +52,7 @@ const fn kind(name: &'static str, usage: &'static str, create: Create) -> Kind {
     }
 }
 
-fn why(reason: &dyn fmt::Display) -> Why {
+pub(super) fn why(reason: &dyn fmt::Display) -> Why {
     let mut text = Why::new();
     // Names are at most 31 bytes, reasons a sentence.
     let _ = write!(text, "{reason}");

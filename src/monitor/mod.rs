@@ -7,6 +7,7 @@
 //! | [`disks`] | `info disks`, `info drain` |
 //! | `graph` | `node`, `drain`, `export` |
 //! | `jobs` | `job`, `info jobs` |
+//! | `mirrors` | `mirror`, `info mirrors` |
 //! | `nodes` | `info nodes`, `info partitions` |
 //! | `kinds` | what `node add` can make, from words |
 //! | [`signature`] | what a disk carries |
@@ -28,5 +29,6 @@ pub mod graph;
 mod jobs;
 mod kinds;
 pub mod log;
+mod mirrors;
 mod nodes;
 pub mod signature;

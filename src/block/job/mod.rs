@@ -18,6 +18,7 @@
 //! | `backends` | a job's hold on its nodes, through which it hears of drained sections and moves |
 //! | `transaction` | jobs that end together |
 //! | `completion` | from the end of the body to the end of the job, in the main loop |
+//! | [`rebuild`] | fills a leg of a mirror |
 //! | [`copier`] | chunks under way from one backend to another |
 //! | [`mod@view`] | a job as others see it |
 //!
@@ -31,6 +32,7 @@ mod completion;
 pub mod copier;
 mod pause;
 mod rate;
+pub mod rebuild;
 pub mod state;
 mod table;
 mod transaction;

@@ -25,7 +25,7 @@ pub(super) struct Array {
     pub node: NodeId,
 }
 
-pub(super) fn disk(rig: &mut Rig) -> (&'static TestDisk, NodeId) {
+pub(super) fn leg(rig: &mut Rig) -> (&'static TestDisk, NodeId) {
     let device = TestDisk::leak(with_everything(LEG));
     device.set_automatic(true);
     let disk: &'static Disk = Box::leak(Box::new(Disk::new()));
@@ -55,7 +55,7 @@ pub(super) fn stop(rig: &Rig, node: NodeId) {
 
 /// A new array of equal legs, with devices that answer by themselves.
 pub(super) fn array(rig: &mut Rig) -> Array {
-    let [a, b] = [0, 1].map(|_| disk(rig));
+    let [a, b] = [0, 1].map(|_| leg(rig));
     let below = [a.1, b.1];
     let node = start(rig, &below, NEW).unwrap();
     Array {
@@ -452,15 +452,7 @@ fn after_a_cut_reads_of_marked_regions_come_from_one_leg_until_all_are_equal() {
         } else {
             array.below
         };
-        // The resync is held up: the read comes first.
-        let node = on(0, || create(&unique("m"), &legs, OLD)).unwrap();
-        for _ in 0..200 {
-            on(0, || aio::context(0).poll(false));
-            if stand(node).status == Status::Running {
-                break;
-            }
-        }
-        rig.settle();
+        let node = start(&rig, &legs, OLD).unwrap();
         let backend = rig.backend(node);
         for _ in 0..4 {
             assert_eq!(read_one(&rig, backend, 0), 2, "always the same leg");
@@ -733,5 +725,46 @@ fn it_moves_with_its_context() {
         later(&rig, MIRROR_CLEAR_NS + 1);
         assert_eq!(stand(array.node).marked, 0);
     }
+    rig.finish();
+}
+
+#[test]
+fn what_is_read_before_the_resync_is_on_all_legs_before_it_is_answered() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    let end = MIB - 4096;
+    assert_eq!(do_one(&rig, backend, write(end, 4096, 1)), Ok(()));
+    assert_eq!(do_one(&rig, backend, flush()), Ok(()));
+    assert_eq!(do_one(&rig, backend, write(end, 4096, 2)), Ok(()));
+    submit(0, array_backend(&mut rig, array.below[0]), flush(), 9);
+    rig.settle();
+    done();
+    close_extra(&mut rig);
+    cut(&mut rig, &array, backend);
+    let node = on(0, || create(&unique("m"), &array.below, OLD)).unwrap();
+    for _ in 0..1000 {
+        on(0, || aio::context(0).poll(false));
+        if stand(node).status == Status::Running {
+            break;
+        }
+    }
+    // The resync has come to its first write, and no further.
+    array.disks[1].set_automatic(false);
+    rig.settle();
+    let backend = rig.backend(node);
+    assert_eq!(stand(node).unsynced, MIB);
+    submit(0, backend, read(end, 4096), 1);
+    rig.settle();
+    assert_eq!(results(), []);
+    let held = array.disks[1].held();
+    for _ in 0..held {
+        on(0, || array.disks[1].finish(0));
+    }
+    rig.settle();
+    let done = done();
+    assert_eq!((done.len(), done[0].data[0]), (1, 2));
+    assert_eq!(array.disks[1].visible()[(MIB + end) as usize], 2);
+    by_themselves(&rig, &array);
+    assert_eq!(stand(node).unsynced, 0);
     rig.finish();
 }

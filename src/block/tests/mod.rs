@@ -24,6 +24,7 @@ mod kinds;
 mod layered;
 mod load;
 mod mirror;
+mod mirror_legs;
 mod model;
 mod moves;
 mod partitions;

@@ -168,9 +168,7 @@ fn fit(legs: &mut [Option<Found>; MAX_LEGS], force: bool) -> Result<(), Trouble>
         let header = &leg.header;
         let trouble = if header.uuid != first.uuid {
             Some(Trouble::Foreign(place))
-        } else if (header.legs, header.size, header.region)
-            != (first.legs, first.size, first.region)
-        {
+        } else if (header.size, header.region) != (first.size, first.region) {
             Some(Trouble::Geometry(place))
         } else {
             None

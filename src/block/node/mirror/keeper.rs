@@ -12,7 +12,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::state::{Status, ones};
+use super::state::{Status, Wish, ones};
 use super::superblock::{SUPERBLOCK_BYTES, Standing, encode, places};
 use super::{ARENA, Mirror, Start, drain_kick};
 use crate::aio;
@@ -55,6 +55,9 @@ enum Task {
     Record,
     Sync(u64, u64),
     Clear,
+    Wish(Wish),
+    /// The marks go, as far as they can.
+    Close,
     End,
     /// Nothing before that time, in ns; or nothing at all.
     Wait(Option<u64>),
@@ -96,6 +99,16 @@ pub(super) async fn keep(mirror: &'static Mirror, index: usize, id: NodeId, star
             Task::Clear => {
                 mirror.clear(index, false).await;
                 clear_at = u64::MAX;
+            }
+            Task::Wish(wish) => {
+                let result = mirror.grant(index, wish).await;
+                mirror.state.lock().wish = Wish::Answered(result);
+                mirror.answered.set();
+            }
+            Task::Close => {
+                mirror.clear(index, true).await;
+                mirror.closing.store(false, Ordering::Release);
+                mirror.answered.set();
             }
             Task::End => {
                 mirror.end_work();
@@ -170,13 +183,23 @@ impl Mirror {
         }
         let state = self.state.lock();
         if state.status != Status::Running {
-            return Task::Wait(None);
+            return match state.wish {
+                Wish::None | Wish::Answered(_) => Task::Wait(None),
+                _ => Task::Wish(Wish::None),
+            };
         }
         if state.waits_for_record() {
             return Task::Record;
         }
+        // Whoever waits for one keeps the section from becoming quiet.
+        if !matches!(state.wish, Wish::None | Wish::Answered(_)) {
+            return Task::Wish(state.wish);
+        }
         if self.drained.load(Ordering::SeqCst) {
             return Task::Wait(None);
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return Task::Close;
         }
         if state.failing != 0 {
             return Task::Record;
@@ -229,7 +252,7 @@ impl Mirror {
 
     /// Does the same on the legs in `slots`, all at once; those that failed. Superblocks are made from the state's header and its
     /// composed bits. `place`: 0 for the first MiB, 1 for the last.
-    async fn on_legs(
+    pub(super) async fn on_legs(
         &'static self,
         index: usize,
         slots: u8,
@@ -327,11 +350,8 @@ impl Mirror {
                 state.composed.add(&state.wanted);
                 state.header.clean = state.composed.is_empty();
                 state.header.advance();
-                (
-                    state.active & !failing,
-                    state.rebuilding & !state.active,
-                    failing,
-                )
+                let late = (state.rebuilding | state.learning | state.promoted) & !failing;
+                (state.active & !failing & !late, late, failing)
             };
             let mut failed = self.write_places(index, slots).await;
             if late != 0 && failed == 0 {
@@ -343,6 +363,7 @@ impl Mirror {
             state.records += 1;
             for slot in ones(failed) {
                 state.rebuilding &= !(1 << slot);
+                state.learning &= !(1 << slot);
                 state.failing |= 1 << slot & state.active;
             }
             if state.active & !state.failing == 0 {

@@ -9,6 +9,7 @@
 //! | `path` | the way of a request |
 //! | `keeper` | the coroutine that writes superblocks: intents, failures, resync |
 //! | `start` | how an array begins |
+//! | `legs` | legs that come, go and are filled; the orderly end |
 //!
 //! | promise | by |
 //! |---|---|
@@ -25,6 +26,7 @@ pub mod assembly;
 #[cfg(test)]
 mod histories;
 mod keeper;
+mod legs;
 mod path;
 pub mod regions;
 mod start;
@@ -36,6 +38,10 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use spin::mutex::SpinMutex;
 
 use self::keeper::Meta;
+pub use self::legs::{
+    add_leg, all_closed, close_all, drop_leg, rebuild_begin, rebuild_chunk, rebuild_end, slot_of,
+    stop,
+};
 use self::start::Scratch;
 use self::state::State;
 pub use self::state::{Status, Why};
@@ -92,6 +98,10 @@ pub struct Mirror {
     state: SpinMutex<State>,
     /// Something is to do for the keeper.
     wake: Event,
+    /// A wish was granted or not, or the array is closed.
+    answered: Event,
+    /// An orderly end is wanted.
+    closing: AtomicBool,
     meta: SpinMutex<Meta>,
     meta_done: Event,
     scratch: SpinMutex<Scratch>,
@@ -271,6 +281,8 @@ impl Mirror {
             tracked: Tracked::new(),
             state: SpinMutex::new(State::new()),
             wake: Event::new(),
+            answered: Event::new(),
+            closing: AtomicBool::new(false),
             meta: SpinMutex::new(Meta::new()),
             meta_done: Event::new(),
             scratch: SpinMutex::new(Scratch::new()),
@@ -304,6 +316,8 @@ impl Mirror {
         self.size.store(0, Ordering::Relaxed);
         self.busy.store(false, Ordering::Relaxed);
         self.drained.store(false, Ordering::Relaxed);
+        self.closing.store(false, Ordering::Relaxed);
+        self.answered.set();
         self.place.give_back();
     }
 }

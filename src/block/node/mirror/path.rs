@@ -31,9 +31,6 @@ pub(super) const WAITING: u8 = 0x40;
 pub(super) const VISITING: u8 = 0x80;
 pub(super) const KINDS: u8 = !PLACE_MASK;
 
-/// Set in a frame's own flags where the node itself asks: what is read goes to a leg that is being rebuilt, too.
-pub(super) const COPY: RequestFlags = RequestFlags::FUA;
-
 fn set_kind(request: &mut Request, kind: u8) {
     let stage = request.stage_mut();
     *stage = *stage & PLACE_MASK | kind;
@@ -125,7 +122,7 @@ impl Mirror {
     #[inline]
     fn enter_read(&'static self, mut request: Request) {
         let legs = self.spread.load(Ordering::Relaxed);
-        if legs == 0 {
+        if legs == 0 || request.flags.contains(RequestFlags::REBUILD) {
             return self.read_slowly(request);
         }
         let mut leg = (self.turn.load(Ordering::Relaxed) + 1) & 3;
@@ -156,7 +153,7 @@ impl Mirror {
         if !request.push_frame(self, self.home(), READ | leg as u8) {
             return complete(request, Err(BlockError::NoMemory));
         }
-        if !synced {
+        if !synced || request.flags.contains(RequestFlags::REBUILD) {
             return self.read_serialised(request);
         }
         request.offset += MARGIN;
@@ -307,8 +304,11 @@ impl Mirror {
             if (from..=to).any(|region| state.unsynced.has(region)) {
                 left |= state.readable();
             }
-            if frame.flags.contains(COPY) {
+            if frame.flags.contains(RequestFlags::REBUILD) {
                 left |= state.rebuilding;
+                if state.rebuilding == 0 {
+                    state.visits[place].error = Some(BlockError::Io);
+                }
             }
             if state.status != Status::Running {
                 left = 0;

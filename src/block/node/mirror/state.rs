@@ -51,6 +51,22 @@ impl core::fmt::Display for Why {
     }
 }
 
+/// A change of the legs that the keeper is to make.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Wish {
+    /// Nothing.
+    #[default]
+    None,
+    /// The leg in this slot learns where it stands; then it gets all writes.
+    Learn(u8),
+    /// The leg in this slot has been filled (or not): it is active, or gets no more writes.
+    Promote(u8, bool),
+    /// The leg in this slot is stale from now on.
+    Retire(u8),
+    /// What came of it.
+    Answered(Result<(), BlockError>),
+}
+
 /// How far a request has come that is in the table of tracked ones.
 #[derive(Clone, Copy)]
 pub(super) struct Visit {
@@ -87,6 +103,12 @@ pub(super) struct State {
     pub failing: u8,
     /// The slot of a leg that is being rebuilt: gets all writes, is never read.
     pub rebuilding: u8,
+    /// Legs that get each superblock after the others, and none of whose data count yet: they learn where they stand.
+    pub learning: u8,
+    /// The leg that became active last, until that is recorded: gets the superblock after the others.
+    pub promoted: u8,
+    /// What somebody waits for.
+    pub wish: Wish,
     /// Regions whose intent bit is stable on all active legs.
     pub stable: Regions,
     /// Regions whose bit writes wait for.
@@ -129,6 +151,9 @@ impl State {
             active: 0,
             failing: 0,
             rebuilding: 0,
+            learning: 0,
+            promoted: 0,
+            wish: Wish::None,
             stable: Regions::NONE,
             wanted: Regions::NONE,
             composed: Regions::NONE,
@@ -153,6 +178,7 @@ impl State {
         self.header = Header::NONE;
         self.numbers = [None; MAX_LEGS];
         (self.active, self.failing, self.rebuilding) = (0, 0, 0);
+        (self.learning, self.promoted, self.wish) = (0, 0, Wish::None);
         for regions in [
             &mut self.stable,
             &mut self.wanted,
