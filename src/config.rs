@@ -78,9 +78,9 @@ pub const DIRTY_NODES: usize = if cfg!(feature = "small") { 2 } else { 4 };
 /// Copy-before-write nodes.
 pub const COPY_BEFORE_WRITES: usize = if cfg!(feature = "small") { 2 } else { 4 };
 
-/// Pages of 4 KiB, of each copy-before-write node, for what clients are about to overwrite: four chunks, 1 MiB in all (small profile: one,
-/// 128 KiB).
-pub const COPY_BEFORE_WRITE_PAGES: usize = if cfg!(feature = "small") { 16 } else { 64 };
+/// Pages of 4 KiB, of each copy-before-write node, for what clients are about to overwrite: two chunks, 512 KiB in all (small profile:
+/// one, 128 KiB).
+pub const COPY_BEFORE_WRITE_PAGES: usize = if cfg!(feature = "small") { 16 } else { 32 };
 
 /// Block backends.
 pub const BACKENDS: usize = 48;
@@ -166,8 +166,8 @@ pub const COPY_WINDOW: usize = 8;
 /// Bytes of such a chunk, at most.
 pub const COPY_CHUNK: usize = 64 * 1024;
 
-/// Pages of 4 KiB for the chunks of all jobs: two full windows (small profile: four chunks).
-pub const JOB_PAGES: usize = if cfg!(feature = "small") { 64 } else { 256 };
+/// Pages of 4 KiB for the chunks of all jobs: one full window (small profile: four chunks).
+pub const JOB_PAGES: usize = if cfg!(feature = "small") { 64 } else { 128 };
 
 /// Requests that coroutines await at once, those included whose coroutine no longer wants the answer.
 pub const IO_FUTURES: usize = 32;
@@ -208,7 +208,7 @@ pub const SESSION_REQUESTS: usize = 64;
 pub const SESSION_CHUNK: usize = 256 * 1024;
 
 /// Pages of 4 KiB for the data of one session: its quota, which no other session can take.
-pub const SESSION_PAGES: usize = if cfg!(feature = "small") { 96 } else { 144 };
+pub const SESSION_PAGES: usize = if cfg!(feature = "small") { 96 } else { 128 };
 
 /// Bytes of log kept for `log show`.
 pub const LOG_BYTES: usize = 16 * 1024;
@@ -216,8 +216,8 @@ pub const LOG_BYTES: usize = 16 * 1024;
 /// Trace records per core.
 pub const TRACE_RECORDS: usize = 256;
 
-/// Pages of 4 KiB for the bench's buffers: depth 128 of 4 KiB; in the default profile also 16 of 64 KiB or 1 of 1 MiB.
-pub const BENCH_PAGES: usize = if cfg!(feature = "small") { 128 } else { 256 };
+/// Pages of 4 KiB for the bench's buffers: depth 128 of 4 KiB, or 8 of 64 KiB.
+pub const BENCH_PAGES: usize = 128;
 
 /// Connections that the network serves at once, over all its ports.
 pub const NET_SLOTS: usize = SESSIONS;
