@@ -361,6 +361,8 @@ impl Mirror {
             let numbers = state.numbers_of((slots | late) & !failed);
             state.header.is_stable_on(numbers);
             state.records += 1;
+            // What failed meanwhile lacks a write; what fails here lacks a superblock.
+            let sound = slots & !state.failing;
             for slot in ones(failed) {
                 state.rebuilding &= !(1 << slot);
                 state.learning &= !(1 << slot);
@@ -368,7 +370,7 @@ impl Mirror {
             }
             if state.active & !state.failing == 0 {
                 drop(state);
-                self.fail();
+                self.fail(sound);
                 return false;
             }
             if failed & slots == 0 {
@@ -396,11 +398,13 @@ impl Mirror {
         }
     }
 
-    /// Nothing can be recorded any more, so nothing can be promised.
-    fn fail(&'static self) {
+    /// Nothing can be recorded any more, so nothing can be promised. The legs in `sound` lack no more than
+    /// superblocks.
+    fn fail(&'static self, sound: u8) {
         {
             let mut state = self.state.lock();
             state.status = Status::Failed;
+            state.active = sound;
             state.failing = 0;
             self.publish(&state);
         }

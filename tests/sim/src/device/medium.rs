@@ -6,6 +6,7 @@ use super::{
     DISCARD, FLUSH, GET_ID, IO_ERROR, OK, PAGE, Pending, READ, Sector, Stage, State, WRITE, ZEROES,
 };
 use crate::oracle::SECTOR;
+use crate::random::mix;
 
 /// Sectors of a page.
 const EACH: usize = PAGE / SECTOR;
@@ -252,15 +253,21 @@ impl State {
         }
     }
 
-    /// Each sector keeps any of the values that it may have.
+    /// Each sector keeps any of the values that it may have: none of those that were not flushed, all of them, those of some
+    /// whole writes, or what chance says of each sector.
     fn lose(&mut self) {
-        let mode = self.random.below(4);
+        let mode = self.random.below(5);
+        let salt = self.random.next();
         let Self { pages, random, .. } = self;
         for sector in pages.iter_mut().flatten().flat_map(|page| page.iter_mut()) {
             let values = sector.unflushed.len();
             let keep = match mode {
                 0 => 0,
                 1 => values,
+                2 | 3 => {
+                    let kept = |(write, _): &(usize, _)| mix(salt ^ *write as u64) & 1 != 0;
+                    sector.unflushed.iter().rposition(kept).map_or(0, |n| n + 1)
+                }
                 _ => random.below(values + 1),
             };
             if keep > 0 {

@@ -5,6 +5,7 @@ use ironthread::block::DiskState;
 use super::life::{World, legs};
 use super::past::Past;
 use super::sections::Sections;
+use super::steps::Steps;
 use crate::device::Ill;
 use crate::life::on;
 
@@ -57,8 +58,11 @@ impl Actions {
         if !other_is_well && !world.random.chance(1, 8) {
             return;
         }
-        let kind = world.random.below(7);
+        let kind = world.random.below(8);
         let few = 1 + world.random.below(3) as u32;
+        if kind == 7 {
+            return world.disks[disk].port.ask_reset();
+        }
         let mut state = world.disks[disk].port.state();
         match kind {
             0 => state.ill.writes = true,
@@ -90,7 +94,25 @@ impl Actions {
     }
 
     /// Has happen what a cut is to fall into.
-    pub fn provoke(&mut self, _wanted: usize, _world: &mut World) {}
+    pub fn provoke(&mut self, wanted: usize, world: &mut World) {
+        if !world.random.chance(1, 100) {
+            return;
+        }
+        match wanted {
+            Steps::UNRECORDED..=Steps::RECORDED => {
+                if world.active().count_ones() > 1 {
+                    let disk = world.random.below(2);
+                    self.fail(world, disk);
+                }
+            }
+            Steps::CLEAR => {
+                // Regions that nobody writes to any more lose their bits after a while.
+                world.stopping = true;
+                world.pass(1_200_000_000);
+            }
+            _ => {}
+        }
+    }
 
     /// After each step.
     pub fn look(&mut self, _world: &mut World, _past: &mut Past) -> Result<(), String> {

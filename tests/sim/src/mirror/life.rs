@@ -257,7 +257,7 @@ impl World {
         } else if !last {
             shared.cuts |= steps.during(self) << crate::shared::MIRRORS;
         }
-        let settled = !self.info.failing && !start.under_way();
+        let settled = !self.info.failing && !self.info.failed && !start.under_way();
         self.lose_power(settled, shared)
     }
 

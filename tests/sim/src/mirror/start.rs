@@ -109,6 +109,10 @@ impl Start {
             (Attempt::Assemble { legs, force: false }, Ok(node)) => {
                 let (line, sectors) = accept(legs, past)?;
                 world.assembled(node, line, &sectors, past);
+                if world.active() != past.active {
+                    // Reads may come from other legs than the last ones of the life before.
+                    world.oracle.unsettle(|_| true);
+                }
                 self.check_members(legs, world)?;
                 check_active(legs, world.active(), past)
             }
