@@ -114,7 +114,7 @@ impl Job {
         backend::backend(index.into())
     }
 
-    /// Takes one of the job's backends away, a little later. All its requests have come back. Main loop only.
+    /// Takes one of the job's backends away, a little later, not the first. All its requests have come back. Main loop only.
     ///
     /// # Errors
     /// `NoSuchJob` when it is none of this job.
@@ -145,11 +145,15 @@ fn close(index: usize, backend: &'static Backend) {
         slot.closing += 1;
     });
     let argument = index << 8 | backend.index();
-    if backend
-        .drain_begin_locked(Callback::new(&closed, argument))
-        .is_err()
-    {
-        debug_assert!(false, "others wait for a job's backend");
+    let begun = backend.drain_begin_locked(Callback::new(&closed, argument));
+    if begun.is_err() {
+        // Too many wait for its quiet already: again when they have gone.
+        table::at(index, |slot| {
+            slot.closing -= 1;
+            // It was in there before.
+            let _ = slot.backends.push(number);
+        });
+        completion::kick();
     }
 }
 

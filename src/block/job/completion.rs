@@ -66,6 +66,12 @@ fn serve(_: usize) {
         if ended {
             body_ended(Job::in_place(index));
         }
+        let given_up = table::at(index, |slot| {
+            slot.state == State::Null && !slot.backends.is_empty()
+        });
+        if given_up {
+            backends::close_all(index);
+        }
     }
     for number in transaction::numbers() {
         while advance(number) {}
@@ -252,9 +258,14 @@ fn end(job: Job) -> bool {
 
 /// The job is over, when its backends are gone.
 fn conclude(job: Job) -> bool {
-    let open = job.slot(|slot| slot.closing != 0 || !slot.backends.is_empty());
-    if open != Some(false) {
-        return false;
+    let left = job.slot(|slot| (slot.closing, slot.backends.len()));
+    match left {
+        Some((0, 0)) => {}
+        Some((0, _)) => {
+            backends::close_all(job.index());
+            return false;
+        }
+        _ => return false,
     }
     change(job, State::Concluded);
     let Some((transaction, dismiss, result, id)) = job.slot(|slot| {

@@ -269,9 +269,9 @@ pub fn create(driver: &'static dyn JobDriver, options: &Options<'_>) -> Result<J
         }
     }
     let index = table::with_all(|slots| {
-        slots
-            .iter()
-            .position(|slot| slot.state == State::Null && slot.closing == 0)
+        slots.iter().position(|slot| {
+            slot.state == State::Null && slot.closing == 0 && slot.backends.is_empty()
+        })
     });
     let index = index.ok_or(JobError::NoRoom("jobs"))? as u8;
     let transaction = transaction::join(index, options.transaction)?;

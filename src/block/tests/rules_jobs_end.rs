@@ -330,6 +330,38 @@ fn job_11_cancel_dismisses_what_is_over_and_ends_what_was_not_started() {
     rig.finish();
 }
 
+/// So many wait for its backends that no more can: they are taken away when these have gone.
+#[test]
+fn a_job_whose_backend_others_drain_ends_after_them() {
+    for started in [false, true] {
+        let mut rig = rig(2);
+        let (leaf, node) = leaf(&mut rig);
+        let driver = turns(0);
+        let job = make(driver, &KEPT, &[node]);
+        let backend = on(0, || job.backend()).unwrap();
+        // Something is in flight there, so nobody is answered.
+        leaf.set_holding(true);
+        send(0, backend, 1);
+        for _ in 0..8 {
+            let ignore = aio::Callback::new(&super::ignore, 0);
+            on(0, || backend.drain_begin(ignore)).unwrap();
+        }
+        if started {
+            on(0, || job.cancel(true)).unwrap();
+        } else {
+            on(0, || job.give_up());
+        }
+        for _ in 0..20 {
+            on(0, || aio::context(0).poll(false));
+        }
+        assert_eq!((job.exists(), backend.in_flight()), (started, 1));
+        on(0, || leaf.let_go(Ok(())));
+        rig.settle();
+        assert!(!job.exists());
+        rig.finish();
+    }
+}
+
 #[test]
 fn job_12_ids_are_unique_and_internal_jobs_have_none() {
     let mut rig = rig(2);
