@@ -169,6 +169,12 @@ pub const COPY_CHUNK: usize = 64 * 1024;
 /// Pages of 4 KiB for the chunks of all jobs: one full window (small profile: four chunks).
 pub const JOB_PAGES: usize = if cfg!(feature = "small") { 64 } else { 128 };
 
+/// A mirror whose source has no more dirty bytes than this at the end of a pass is ready: they are copied while clients wait.
+pub const MIRROR_READY_BYTES: u64 = 1024 * 1024;
+
+/// Nanoseconds until a mirror with nothing to do looks again for something dirty.
+pub const MIRROR_LOOK_NS: u64 = 100_000_000;
+
 /// Requests that coroutines await at once, those included whose coroutine no longer wants the answer.
 pub const IO_FUTURES: usize = 32;
 

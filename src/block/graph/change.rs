@@ -5,6 +5,7 @@
 //!   insert_begin(filter, child)     users ─▶ child            users ─▶ filter ─▶ child
 //!   remove_begin(filter)            users ─▶ filter ─▶ child   users ─▶ child, and the filter is deleted
 //!   replace_begin(node, slot, new)  node ─▶ old               node ─▶ new
+//!   take_over_begin(old, new)       users ─▶ old              users ─▶ new, and the old one is deleted
 //!   move_begin(node, core)          the whole component goes to another context
 //! ```
 //! A section covers only what the change touches: a disk that hangs elsewhere stops no change here. What joins meanwhile is drained
@@ -38,6 +39,10 @@ enum What {
     Replace {
         parent: NodeId,
         slot: usize,
+        new: NodeId,
+    },
+    TakeOver {
+        old: NodeId,
         new: NodeId,
     },
     Move {
@@ -99,6 +104,20 @@ pub fn replace_begin(
     begin(What::Replace { parent, slot, new }, done, argument)
 }
 
+/// Puts `new` in the place of `old` below all that stand above `old`, and deletes that: as one change, or not at all. What both hold is
+/// the caller's business. `done` hears the outcome. Main loop only.
+///
+/// # Errors
+/// As for [`insert_begin`].
+pub fn take_over_begin(
+    old: NodeId,
+    new: NodeId,
+    done: ChangeDone,
+    argument: usize,
+) -> Result<(), Refusal> {
+    begin(What::TakeOver { old, new }, done, argument)
+}
+
 /// Moves `node`, and all that hangs together with it, to `core`'s context. `done` hears the outcome, when the move is over in all
 /// loops. Main loop only.
 ///
@@ -151,6 +170,7 @@ impl What {
         match self {
             What::Insert { filter, .. } | What::Remove { filter } => filter,
             What::Replace { parent, .. } => parent,
+            What::TakeOver { old, .. } => old,
             What::Move { node, .. } => node,
         }
     }
@@ -181,6 +201,10 @@ impl What {
                 add(old);
                 add(Some(new));
             }
+            What::TakeOver { old, new } => {
+                add(Some(old));
+                add(Some(new));
+            }
             What::Move { node, .. } => {
                 super::context::for_each_in_component(node, |id| add(Some(id)))
             }
@@ -193,6 +217,7 @@ impl What {
             What::Insert { filter, child } => insert(filter, child),
             What::Remove { filter } => remove(filter),
             What::Replace { parent, slot, new } => edit::replace(parent, slot, new),
+            What::TakeOver { old, new } => take_over(old, new),
             What::Move { node, core } => super::context::move_quiet(node, core),
         }
     }
@@ -319,4 +344,23 @@ fn remove(filter: NodeId) -> Result<(), Refusal> {
     });
     edit::redirect(&users, place, below)?;
     edit::delete(filter)
+}
+
+fn take_over(old: NodeId, new: NodeId) -> Result<(), Refusal> {
+    let places = with(|graph| Some((graph.place(old)?, graph.place(new)?)));
+    let Some((from, to)) = places else {
+        return Err(Refusal::new("", Reason::NoSuchNode));
+    };
+    if driver_at(from).is_some_and(|driver| !driver.deletable()) {
+        return Err(Refusal::new(
+            &name_of(Parent::Node(from)),
+            Reason::Permanent,
+        ));
+    }
+    let mut users = Users::new();
+    for_each_above(from, |_, edge| {
+        let _ = users.push((edge.parent, edge.slot));
+    });
+    edit::redirect(&users, from, to)?;
+    edit::delete(old)
 }

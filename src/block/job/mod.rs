@@ -21,6 +21,9 @@
 //! | [`rebuild`] | fills a leg of a mirror |
 //! | [`copier`] | chunks under way from one backend to another |
 //! | [`mod@view`] | a job as others see it |
+//! | [`mirror`] | a copy that stays equal, and takes over |
+//! | [`backup`] | a copy of one moment |
+//! | `filtered` | what these two have in common |
 //!
 //! A job type is a [`JobDriver`]. Its constructor runs in the main loop: it prepares a static instance, calls [`create`], opens the
 //! job's nodes with [`Job::open`], and calls [`Job::start`]; where that fails on the way, [`Job::give_up`]. The body is spawned as
@@ -28,8 +31,11 @@
 #![forbid(unsafe_code)]
 
 mod backends;
+pub mod backup;
 mod completion;
 pub mod copier;
+mod filtered;
+pub mod mirror;
 mod pause;
 mod rate;
 pub mod rebuild;
@@ -42,6 +48,7 @@ pub mod view;
 use core::fmt;
 
 pub use completion::Ticket;
+pub use filtered::{Launched, Start, StartError};
 pub use state::{State, Verb};
 pub use transaction::Transaction;
 pub use verbs::find;

@@ -17,7 +17,7 @@
 
 use core::fmt::Write as _;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::instance::{self, Place};
 use super::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
@@ -56,6 +56,8 @@ pub struct Dirty {
     links: [Link; 1],
     /// Places of its bitmaps, plus one; 0: none.
     bitmaps: [AtomicU32; BITMAPS_PER_NODE],
+    /// A job needs it.
+    held: AtomicBool,
 }
 
 static ARENA: [Dirty; DIRTY_NODES] = [const { Dirty::new() }; DIRTY_NODES];
@@ -73,6 +75,16 @@ pub fn create(name: &str, child: Option<NodeId>) -> Result<NodeId, Refusal> {
 fn of(id: NodeId) -> Option<(u32, &'static Dirty)> {
     let place = ARENA.iter().position(|node| node.place.is(id))?;
     Some((place as u32 + 1, &ARENA[place]))
+}
+
+/// Says whether a job needs the node: then no user can delete or remove it. Main loop only.
+///
+/// # Errors
+/// `NoMedium` for another kind of node.
+pub fn hold(id: NodeId, held: bool) -> Result<(), BlockError> {
+    let (_, node) = of(id).ok_or(BlockError::NoMedium)?;
+    node.held.store(held, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Names a bitmap; stale after that is gone.
@@ -206,6 +218,7 @@ impl Dirty {
             place: Place::new(),
             links: [Link::new()],
             bitmaps: [const { AtomicU32::new(0) }; BITMAPS_PER_NODE],
+            held: AtomicBool::new(false),
         }
     }
 
@@ -305,7 +318,12 @@ impl NodeDriver for Dirty {
         }
     }
 
+    fn deletable(&self) -> bool {
+        !self.held.load(Ordering::Relaxed)
+    }
+
     fn release(&'static self) {
+        self.held.store(false, Ordering::Relaxed);
         let owner = self.owner();
         for slot in &self.bitmaps {
             if let Some(place) = (slot.swap(0, Ordering::Relaxed) as usize).checked_sub(1) {

@@ -18,7 +18,8 @@ fn of(id: NodeId) -> Option<&'static CopyBeforeWrite> {
     ARENA.iter().find(|node| node.place.is(id))
 }
 
-/// Says whose reads are copies; `None`: nobody's. Main loop only, while the backend has none under way.
+/// Says whose reads are copies; `None`: nobody's. While there is somebody, no user can delete or remove the node. Main loop only, while
+/// the backend has none under way.
 ///
 /// # Errors
 /// `NoMedium` for another kind of node.

@@ -92,6 +92,10 @@ impl NodeDriver for CopyBeforeWrite {
         self.cluster.store(left.granularity(), Ordering::Relaxed);
     }
 
+    fn deletable(&self) -> bool {
+        self.copier.load(Ordering::Relaxed) == 0
+    }
+
     fn release(&'static self) {
         self.copier.store(0, Ordering::Relaxed);
         self.broken.store(0, Ordering::Relaxed);

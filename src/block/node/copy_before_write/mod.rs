@@ -33,7 +33,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use spin::mutex::SpinMutex;
 
 pub use copier::{broken, cluster, left, next_copy, set_copier, side_of};
-pub use options::{OnError, Options, create};
+pub use options::{OnError, Options, check, create};
 
 use super::instance::Place;
 use super::{Ascent, Layer};

@@ -46,19 +46,8 @@ pub fn create(name: &str, options: Options) -> Result<NodeId, Refusal> {
     if options.cluster.is_some() && !(wanted.is_power_of_two() && range.contains(&wanted)) {
         return refuse(BlockError::Invalid);
     }
-    let Some(target) = graph::info(options.target) else {
-        return Err(Refusal::new(name, Reason::NoSuchNode));
-    };
-    if target.logical_block as usize > COPY_CHUNK {
-        return refuse(BlockError::NotSupported);
-    }
-    if let Some(child) = options.child.and_then(graph::info) {
-        if target.size < child.size {
-            return refuse(BlockError::NoSpace);
-        }
-        if !child.size.is_multiple_of(target.logical_block.into()) {
-            return refuse(BlockError::NotSupported);
-        }
+    if let Some(child) = options.child {
+        check(child, options.target)?;
     }
     let node = instance::take(&ARENA, |node| &node.place, "copy-before-write nodes")?;
     node.wanted.store(wanted, Ordering::Relaxed);
@@ -76,4 +65,25 @@ pub fn create(name: &str, options: Options) -> Result<NodeId, Refusal> {
         return Err(refusal);
     }
     Ok(id)
+}
+
+/// Whether `target` can hold what `source` does, chunk by chunk.
+///
+/// # Errors
+/// A stale id; `NoSpace` for a target that is smaller; `NotSupported` for one whose blocks are too large, or do not meet the source's end.
+pub fn check(source: NodeId, target: NodeId) -> Result<(), Refusal> {
+    let infos = graph::info(source).zip(graph::info(target));
+    let name = graph::name(target).unwrap_or_default();
+    let Some((source, target)) = infos else {
+        return Err(Refusal::new(&name, Reason::NoSuchNode));
+    };
+    let block = target.logical_block;
+    let error = if target.size < source.size {
+        BlockError::NoSpace
+    } else if block as usize > COPY_CHUNK || !source.size.is_multiple_of(block.into()) {
+        BlockError::NotSupported
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::new(&name, Reason::Node(error)))
 }
