@@ -4,10 +4,12 @@
 use core::fmt;
 
 /// Why a request, or an operation on a node, failed.
+///
+/// No variant is number 0: that is "no error", which so costs least to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockError {
     /// The device or node could not do it; the content of a written range is old or new, block by block (DUR-7).
-    Io,
+    Io = 1,
     /// A write beyond the end.
     NoSpace,
     /// Unaligned, out of range, or malformed.
@@ -66,7 +68,7 @@ impl BlockError {
 
     /// For storing an error in an atomic: never zero.
     pub(crate) const fn code(self) -> u8 {
-        self as u8 + 1
+        self as u8
     }
 
     /// The error with that [`code`](Self::code).
