@@ -14,7 +14,7 @@ const MESSAGE: usize = 1024;
 const DISKS: usize = 3;
 
 /// What a power cut can fall into; from `MIRRORS` on, only on a machine with a mirror.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 15] = [
     "drain",
     "move",
     "FUA",
@@ -28,6 +28,8 @@ pub const KINDS: [&str; 13] = [
     "lazy clear",
     "resync after a cut",
     "assembly",
+    "rebuild",
+    "the end of a rebuild",
 ];
 pub const MIRRORS: usize = 5;
 

@@ -3,6 +3,7 @@
 use ironthread::block::DiskState;
 
 use super::life::{World, legs};
+use super::members::Members;
 use super::past::Past;
 use super::sections::Sections;
 use super::steps::Steps;
@@ -11,6 +12,7 @@ use crate::life::on;
 
 pub struct Actions {
     sections: Sections,
+    pub members: Members,
     winding_up: bool,
 }
 
@@ -18,16 +20,17 @@ impl Actions {
     pub fn new() -> Self {
         Self {
             sections: Sections::default(),
+            members: Members::default(),
             winding_up: false,
         }
     }
 
     pub fn is_over(&self) -> bool {
-        self.winding_up && self.sections.is_over()
+        self.winding_up && self.sections.is_over() && self.members.is_over()
     }
 
     pub fn describe(&self) -> String {
-        self.sections.describe()
+        format!("{}, {}", self.sections.describe(), self.members.describe())
     }
 
     /// One of them, by chance.
@@ -41,6 +44,7 @@ impl Actions {
         match what {
             0..5 => self.fail(world, disk),
             5..12 => self.repair(world, disk),
+            12..20 => self.members.some(world),
             50.. => self.sections.some(world),
             _ => {}
         }
@@ -105,6 +109,15 @@ impl Actions {
                     self.fail(world, disk);
                 }
             }
+            Steps::REBUILD | Steps::REBUILD_END => {
+                if world.active().count_ones() > 1 && self.members.is_over() {
+                    self.members.drop_one(world);
+                }
+                self.members.rebuild(world);
+                for disk in 0..world.disks.len() {
+                    self.repair(world, disk);
+                }
+            }
             Steps::CLEAR => {
                 // Regions that nobody writes to any more lose their bits after a while.
                 world.stopping = true;
@@ -116,6 +129,7 @@ impl Actions {
 
     /// After each step.
     pub fn look(&mut self, _world: &mut World, _past: &mut Past) -> Result<(), String> {
+        self.members.look();
         Ok(())
     }
 

@@ -31,10 +31,13 @@ impl World {
         let Some(node) = self.array else {
             return Ok(());
         };
-        let before = self.active();
+        let (before, there) = (self.active(), self.with_role(|_| true));
         self.info = array::info(node);
         let active = self.active();
-        let (faults, changed) = (self.fault_count(), before != active);
+        let (faults, changed) = (
+            self.fault_count(),
+            before != active || there != self.with_role(|_| true),
+        );
         if changed {
             self.trace
                 .note("active", [active.into(), before.into(), 0, 0]);
@@ -46,8 +49,12 @@ impl World {
                 past.legs[leg].epochs = past.legs[other].epochs;
                 past.legs[leg].line = self.line;
                 past.legs[leg].given_up = false;
+                past.legs[leg].slot = 1;
             }
-            self.were_active |= active;
+            for leg in legs(there & !self.with_role(|_| true)) {
+                // Dropped: nobody gives it to the array again but as a new one.
+                past.legs[leg].slot = 0;
+            }
             self.epoch = None;
             self.since = self.oracle.now();
         }
@@ -72,18 +79,10 @@ impl World {
                 }
             }
         }
-        // A client may be told of an error only if there is no leg that nothing happened to.
-        let mut sum = 0;
-        for leg in legs(self.were_active) {
-            match self.disks[leg].port.state().faults {
-                0 => {
-                    sum = 0;
-                    break;
-                }
-                faults => sum += faults,
-            }
+        // A client may be told of an error only if there was a time when every active leg had had a fault.
+        if legs(active).all(|leg| self.disks[leg].port.state().faults > 0) {
+            self.faults.count[0] = self.fault_count().max(1);
         }
-        self.faults.count[0] = sum;
         Ok(())
     }
 
@@ -126,10 +125,11 @@ impl World {
             leg.doubtful = doubtful >> n & 1 != 0;
             if leg.doubtful {
                 leg.line = self.line;
+                leg.slot = 1;
             }
         }
         past.active = active;
-        past.settled = settled;
+        past.settled = settled && doubtful == 0;
         Ok(())
     }
 

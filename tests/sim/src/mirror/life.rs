@@ -87,8 +87,6 @@ pub struct World {
     /// When the members last changed, and the latest acknowledgement that has been looked at.
     pub(super) since: u64,
     pub(super) looked: u64,
-    /// Disks that were ever active in this life.
-    pub(super) were_active: u32,
     pub(super) exports_wanted: usize,
     pub(super) exports: Vec<(String, &'static Backend)>,
     pub(super) raw: Option<&'static Backend>,
@@ -192,7 +190,6 @@ impl World {
             epoch: None,
             since: 0,
             looked: 0,
-            were_active: 0,
             exports_wanted: machine.exports,
             exports: Vec::new(),
             raw: None,
@@ -304,8 +301,7 @@ impl World {
         self.oracle = Oracle::new(vec![found]);
         self.oracle.steady(read);
         self.since = self.oracle.now();
-        self.were_active = self.active();
-        for leg in legs(self.were_active) {
+        for leg in legs(self.active()) {
             past.legs[leg].line = line;
             past.legs[leg].given_up = false;
         }

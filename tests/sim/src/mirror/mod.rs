@@ -7,6 +7,7 @@ mod actions;
 mod array;
 mod checks;
 mod life;
+mod members;
 pub mod past;
 mod sections;
 mod start;

@@ -181,8 +181,9 @@ impl Start {
         past: &Past,
     ) -> Result<(), String> {
         let all = set == self.members;
+        let sure = legs(set).all(|leg| !past.legs[leg].doubtful);
         let as_it_was = past.settled && past.active != 0 && past.active & !set == 0;
-        if !past.forced && world.fault_count() == 0 && (all || as_it_was) {
+        if !past.forced && world.fault_count() == 0 && sure && (all || as_it_was) {
             return Err(format!(
                 "legs {set:03b} of {:03b} make no array: {why:?}",
                 self.members

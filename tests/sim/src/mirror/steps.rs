@@ -1,9 +1,10 @@
 //! What an array is doing, from what it says of itself and from what its legs have been given.
 
 use ironthread::block::node::mirror::regions::Regions;
-use ironthread::block::node::mirror::superblock;
+use ironthread::block::node::mirror::superblock::{self, Standing};
 
 use super::DATA;
+use super::array::Role;
 use super::life::{World, legs};
 use crate::oracle::SECTOR;
 use crate::shared::Image;
@@ -13,6 +14,7 @@ use crate::shared::Image;
 struct Record {
     sequence: u64,
     event: u64,
+    active: u8,
     regions: Regions,
 }
 
@@ -21,6 +23,7 @@ enum Update {
     #[default]
     Other,
     Degrade,
+    RebuildEnd,
     Intent,
     Clear,
 }
@@ -48,6 +51,8 @@ impl Steps {
     pub const CLEAR: usize = 5;
     pub const RESYNC: usize = 6;
     pub const ASSEMBLY: usize = 7;
+    pub const REBUILD: usize = 8;
+    pub const REBUILD_END: usize = 9;
 
     /// After each step.
     pub fn look(&mut self, world: &World, assembling: bool) {
@@ -95,6 +100,7 @@ impl Steps {
     pub fn during(&self, world: &World) -> u32 {
         let update = self.writing.as_ref().map(|(_, update)| *update);
         let is = |wanted| update == Some(wanted);
+        let rebuilding = world.with_role(|role| role == Role::Rebuilding) != 0;
         let failing = world.info.failing;
         let mut during = 0;
         for (kind, whether) in [
@@ -107,6 +113,8 @@ impl Steps {
             (Self::INTENT, is(Update::Intent)),
             (Self::CLEAR, is(Update::Clear)),
             (Self::RESYNC, world.info.unsynced > 0),
+            (Self::REBUILD, rebuilding),
+            (Self::REBUILD_END, is(Update::RebuildEnd)),
             (Self::ASSEMBLY, self.assembling),
             (Self::ONE_LEG, on_one_leg(world)),
         ] {
@@ -123,6 +131,7 @@ fn read(data: &[u8]) -> Option<Record> {
     Some(Record {
         sequence: header.sequence,
         event: header.now.event,
+        active: header.standing(Standing::Active),
         regions,
     })
 }
@@ -132,8 +141,12 @@ fn what(old: &Record, new: &Record) -> Update {
     more.subtract(&old.regions);
     let mut fewer = old.regions.clone();
     fewer.subtract(&new.regions);
-    if new.event != old.event {
+    if new.active & !old.active != 0 {
+        Update::RebuildEnd
+    } else if old.active & !new.active != 0 {
         Update::Degrade
+    } else if new.event != old.event {
+        Update::Other
     } else if !more.is_empty() {
         Update::Intent
     } else if !fewer.is_empty() {
