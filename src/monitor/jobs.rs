@@ -6,13 +6,14 @@ use core::fmt::{self, Write};
 use heapless::Vec;
 
 use super::commands::{Outcome, Refusal, Words};
+use super::copies;
 use super::format::{Duration, Size, parse_size};
 use super::kinds::{self, Options, Why};
 use crate::block::NodeId;
 use crate::block::job::{self, Job, JobError, JobView, Policy, State, Transaction};
 
 /// How `job` is used.
-pub(super) const USAGE: &str = "job pause|resume|complete|finalize|dismiss ID | cancel ID [force] | speed ID SIZE|off | KIND NODE.. [id=ID] [speed=SIZE] [on-source-error|on-target-error=report|ignore|stop] [finalize=manual] [dismiss=manual] [with=ID]";
+pub(super) const USAGE: &str = "job pause|resume|complete|finalize|dismiss ID | cancel ID [force] | speed ID SIZE|off | mirror|backup NODE TARGET [and=NODE,TARGET] [cluster=SIZE] [on-copy-error=break-copy|break-write] | rebuild ARRAY LEG, each with [id=ID] [speed=SIZE] [on-source-error|on-target-error=report|ignore|stop] [finalize=manual] [dismiss=manual] [with=ID]";
 
 /// Most nodes that a kind of job is given.
 const MAX_NODES: usize = 2;
@@ -31,14 +32,26 @@ pub(super) struct Kind {
 }
 
 /// The kinds that can be made.
-const KINDS: &[Kind] = &[Kind {
-    name: "rebuild",
-    nodes: 2,
-    create: |nodes, options, _| {
-        let job = job::rebuild::create(nodes[0], nodes[1], options);
-        Some(job.map_err(|refusal| kinds::why(&refusal)))
+const KINDS: &[Kind] = &[
+    Kind {
+        name: "mirror",
+        nodes: 2,
+        create: copies::mirror,
     },
-}];
+    Kind {
+        name: "backup",
+        nodes: 2,
+        create: copies::backup,
+    },
+    Kind {
+        name: "rebuild",
+        nodes: 2,
+        create: |nodes, options, _| {
+            let job = job::rebuild::create(nodes[0], nodes[1], options);
+            Some(job.map_err(|refusal| kinds::why(&refusal)))
+        },
+    },
+];
 
 /// `job …`.
 pub(super) fn job(words: &mut Words<'_>, out: &mut dyn Write) -> Result<Outcome, Refusal> {

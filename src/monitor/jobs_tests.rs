@@ -182,3 +182,67 @@ fn jobs_are_listed_and_obey_their_verbs() {
         assert!(typed(wrong).starts_with("usage: job pause|"), "{wrong}");
     }
 }
+
+#[test]
+fn mirrors_and_backups_begin_from_words_alone_and_in_pairs() {
+    use crate::block::graph;
+    use crate::block::node::ram;
+    let _machine = host::machine(1);
+    host::set_stepped(true);
+    host::clock::manual(400_000_000_000);
+    let _core = host::enter_core(0);
+    aio::context(0).attach(0);
+    start_core(0).unwrap();
+    let names = ["one", "two", "copy-one", "copy-two"];
+    for name in names {
+        ram::create_from_pages(name, 16 * 1024, 512).unwrap();
+    }
+    for wrong in [
+        "mirror one",
+        "mirror one copy-one colour=red",
+        "backup one copy-one and=two",
+        "backup one copy-one and=two,nobody",
+        "backup one copy-one cluster=lots",
+        "backup one copy-one on-copy-error=cry",
+    ] {
+        assert!(typed(wrong).starts_with("usage: job pause|"), "{wrong}");
+    }
+    let none = typed("backup one nobody");
+    assert_eq!(none, "error: no such node; see 'info nodes'\n");
+    assert!(typed("mirror one one").starts_with("error: "));
+    assert_eq!(listed(), "no jobs\n");
+    assert_eq!(
+        typed("backup one copy-one and=two,copy-two cluster=4k dismiss=manual finalize=manual"),
+        "one: begun; see 'info jobs'\n"
+    );
+    settle();
+    for id in ["one", "two"] {
+        let line = std::format!("{id:<16} backup   pending   [####################] 100% ");
+        assert!(listed().contains(&line), "{}", listed());
+    }
+    assert_eq!(typed("finalize two"), "two: is made final\n");
+    settle();
+    for id in ["one", "two"] {
+        assert_eq!(
+            typed(&std::format!("dismiss {id}")),
+            std::format!("{id}: forgotten\n")
+        );
+    }
+    assert_eq!(
+        typed("mirror one copy-one id=m speed=1g"),
+        "m: begun; see 'info jobs'\n"
+    );
+    settle();
+    assert!(
+        listed().contains("m                mirror   ready "),
+        "{}",
+        listed()
+    );
+    assert_eq!(typed("cancel m"), "m: ends\n");
+    host::clock::advance(1_000_000_000);
+    settle();
+    assert_eq!(listed(), "no jobs\n");
+    for name in names {
+        graph::delete(graph::find(name).unwrap()).unwrap();
+    }
+}

@@ -118,7 +118,7 @@ impl<'a> Options<'a> {
         Some(Self { pairs, below })
     }
 
-    fn is_used_up(&self) -> bool {
+    pub(super) fn is_used_up(&self) -> bool {
         self.pairs.is_empty() && self.below.is_none()
     }
 
@@ -304,6 +304,15 @@ fn verify_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, W
     made(verify::create(name, verify::Options { children }))
 }
 
+/// What happens when a copy for a client fails, from a word.
+pub(super) fn copy_error(word: Option<&str>) -> Option<OnError> {
+    match word {
+        None | Some("break-copy") => Some(OnError::BreakCopy),
+        Some("break-write") => Some(OnError::BreakWrite),
+        Some(_) => None,
+    }
+}
+
 fn copy_before_write_node(name: &str, options: &mut Options<'_>) -> Option<Result<NodeId, Why>> {
     let child = Some(options.child("child")?);
     let target = node_called(options.take("target")?)?;
@@ -311,11 +320,7 @@ fn copy_before_write_node(name: &str, options: &mut Options<'_>) -> Option<Resul
         Some(word) => Some(parse_size(word)?),
         None => None,
     };
-    let on_error = match options.take("on-error") {
-        None | Some("break-copy") => OnError::BreakCopy,
-        Some("break-write") => OnError::BreakWrite,
-        Some(_) => return None,
-    };
+    let on_error = copy_error(options.take("on-error"))?;
     let options = copy_before_write::Options {
         child,
         target,

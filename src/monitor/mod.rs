@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`mod@bench`] | load on a disk, and its report |
 //! | `bitmaps` | `bitmap`, `info bitmaps` |
+//! | `copies` | how mirrors and backups begin |
 //! | [`disks`] | `info disks`, `info drain` |
 //! | `graph` | `node`, `drain`, `export` |
 //! | `jobs` | `job`, `info jobs` |
@@ -22,6 +23,7 @@ pub mod bench;
 mod bitmaps;
 pub mod commands;
 pub mod console;
+mod copies;
 pub mod disks;
 pub mod editor;
 pub mod format;

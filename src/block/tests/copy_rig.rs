@@ -16,7 +16,9 @@ static IMAGES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 fn launched(_: usize, result: Result<(), StartError>) {
     LAUNCHED.lock().unwrap().push(result);
     let sources = core::mem::take(&mut *SOURCES.lock().unwrap());
-    *IMAGES.lock().unwrap() = sources.iter().map(|disk| disk.visible()).collect();
+    if !sources.is_empty() {
+        *IMAGES.lock().unwrap() = sources.iter().map(|disk| disk.visible()).collect();
+    }
 }
 
 /// The sources of what is launched next.

@@ -5,7 +5,7 @@ use super::graph_rig::{delete_backend, outcome, outcomes, own_backend};
 use super::jobs_rig::{KEPT, MANUAL};
 use super::*;
 use crate::block::graph::change::move_begin;
-use crate::block::graph::{self, Reason};
+use crate::block::graph::{self, Permissions, Reason};
 use crate::block::job::{Options, Policy, Start, StartError, State};
 
 fn is(job: crate::block::job::Job, state: State) -> impl FnMut() -> bool {
@@ -354,6 +354,79 @@ fn mirrors_of_a_transaction_switch_together_or_not_at_all() {
         for d in [&a, &b] {
             d.check_client(&rig, d.nodes[root]);
         }
+        rig.finish();
+    }
+}
+
+#[test]
+fn a_pivot_that_is_refused_leaves_the_users_where_they_were() {
+    let mut rig = rig(3);
+    let d = two_disks(&mut rig, MIB, 9);
+    outcomes();
+    on(0, || move_begin(d.nodes[0], 2, &outcome, 0)).unwrap();
+    d.run(&rig);
+    assert_eq!(outcomes(), [(0, Ok(()))]);
+    let job = begin(What::Mirror, &d, KEPT).unwrap();
+    d.storm(&rig, is(job, State::Ready));
+    // Both must stay where they are, and that is not one place.
+    d.backend.set_context_fixed(true);
+    let name = unique("fixed");
+    let fixed = on(0, || {
+        Backend::open(&name, "test", Some(d.nodes[1]), Permissions::READER)
+    });
+    let fixed = fixed.ok().unwrap();
+    fixed.set_context_fixed(true);
+    on(0, || job.complete()).unwrap();
+    d.storm(&rig, is(job, State::Concluded));
+    assert!(ended(job).is_err());
+    delete_backend(&rig, fixed);
+    d.check_client(&rig, d.nodes[0]);
+    rig.finish();
+}
+
+#[test]
+fn a_mirror_and_a_backup_of_one_source_do_not_disturb_each_other() {
+    for mirror_first in [true, false] {
+        let mut rig = rig(3);
+        let d = two_disks(&mut rig, MIB, 10);
+        let (second, node) = super::verify::disk(with_everything(MIB));
+        rig.nodes.push(node);
+        let begin_backup = || {
+            keep_images(&[d.source]);
+            let job = begin_with(What::Backup, [d.nodes[0], node], KEPT, |start| {
+                start.options.speed = MIB / 2;
+                start.cluster = Some(1 << 14);
+            });
+            job.unwrap()
+        };
+        let run = |over: &mut dyn FnMut() -> bool| {
+            d.storm(&rig, || {
+                for core in 0..3 {
+                    on(core, || second.finish_all());
+                }
+                over()
+            });
+        };
+        let (mirror, backup);
+        if mirror_first {
+            mirror = begin(What::Mirror, &d, KEPT).unwrap();
+            run(&mut is(mirror, State::Ready));
+            backup = begin_backup();
+        } else {
+            backup = begin_backup();
+            run(&mut is(backup, State::Running));
+            mirror = begin(What::Mirror, &d, KEPT).unwrap();
+            run(&mut is(mirror, State::Ready));
+        }
+        run(&mut is(backup, State::Running));
+        on(0, || mirror.complete()).unwrap();
+        run(&mut is(mirror, State::Concluded));
+        assert_eq!(ended(mirror), Ok(()));
+        assert_eq!(backup.state(), State::Running, "it goes on");
+        run(&mut is(backup, State::Concluded));
+        assert_eq!(ended(backup), Ok(()));
+        assert!(second.durable() == images()[0]);
+        d.check_client(&rig, d.nodes[1]);
         rig.finish();
     }
 }
