@@ -311,3 +311,52 @@ fn a_rebuild_is_paused_by_a_drained_section_and_goes_on() {
     assert!(graph::info(array.node).is_some());
     rig.finish();
 }
+
+#[test]
+fn what_a_flush_promises_while_a_leg_is_filled_is_durable_on_it_too() {
+    let mut rig = rig(1);
+    let (array, backend) = ready(&mut rig);
+    degrade(&rig, &array, backend, 7);
+    array.disks[0].set_automatic(false);
+    let job = rebuild(array.node, array.below[0]);
+    let mut flushes = 0;
+    for round in 0.. {
+        rig.settle();
+        if array.disks[0].held() == 0 && job.state() == State::Concluded {
+            break;
+        }
+        assert!(round < 2000, "it does not end");
+        on(0, || array.disks[0].finish(0));
+        // Behind what is being copied, so that nothing else writes or flushes it.
+        submit(0, backend, write(0, 4096, round as u8), 1);
+        for step in 0.. {
+            rig.settle();
+            if !results().is_empty() {
+                break;
+            }
+            assert!(step < 200 && array.disks[0].held() > 0);
+            on(0, || array.disks[0].finish(0));
+        }
+        submit(0, backend, flush(), 2);
+        for step in 0.. {
+            rig.settle();
+            if !results().is_empty() {
+                break;
+            }
+            assert!(step < 200 && array.disks[0].held() > 0);
+            on(0, || array.disks[0].finish(0));
+        }
+        flushes += 1;
+        let view = stand(array.node).legs[0].unwrap();
+        if view.rebuilding || view.standing == Standing::Active {
+            assert_eq!(array.disks[1].durable()[MIB as usize], round as u8);
+            if data_of(array.disks[0])[0] == round as u8 {
+                assert_eq!(array.disks[0].durable()[MIB as usize], round as u8);
+            }
+        }
+    }
+    array.disks[0].set_automatic(true);
+    assert!(flushes > 8);
+    assert_eq!(end_of(job), Ok(()));
+    rig.finish();
+}

@@ -122,14 +122,10 @@ impl Mirror {
     #[inline]
     fn enter_read(&'static self, mut request: Request) {
         let legs = self.spread.load(Ordering::Relaxed);
-        if legs == 0 || request.flags.contains(RequestFlags::REBUILD) {
-            return self.read_slowly(request);
-        }
-        let mut leg = (self.turn.load(Ordering::Relaxed) + 1) & 3;
-        while legs >> leg & 1 == 0 {
-            leg = (leg + 1) & 3;
-        }
-        self.turn.store(leg, Ordering::Relaxed);
+        let leg = match self.next_leg(legs) {
+            Some(leg) if !request.flags.contains(RequestFlags::REBUILD) => leg,
+            _ => return self.read_slowly(request),
+        };
         if !request.push_frame(self, self.home(), READ | leg) {
             return complete(request, Err(BlockError::NoMemory));
         }
@@ -144,20 +140,39 @@ impl Mirror {
             let (from, to) = regions_of(&state.header, request.offset, request.len);
             let synced = state.active.count_ones() < 2
                 || (from..=to).all(|region| !state.unsynced.has(region));
-            // The one that is written last.
-            (synced, state.readable().checked_ilog2())
+            // Where a write may be under way: the one that is written last.
+            let leg = if (from..=to).any(|region| state.is_busy(region)) {
+                state.readable().checked_ilog2().map(|leg| leg as u8)
+            } else {
+                self.next_leg(state.readable())
+            };
+            (synced, leg)
         };
         let Some(leg) = leg else {
             return complete(request, Err(BlockError::Io));
         };
-        if !request.push_frame(self, self.home(), READ | leg as u8) {
+        if !request.push_frame(self, self.home(), READ | leg) {
             return complete(request, Err(BlockError::NoMemory));
         }
         if !synced || request.flags.contains(RequestFlags::REBUILD) {
             return self.read_serialised(request);
         }
         request.offset += MARGIN;
-        self.links[leg as usize].submit(request);
+        self.links[usize::from(leg)].submit(request);
+    }
+
+    /// The leg of `legs` whose turn it is.
+    #[inline]
+    fn next_leg(&self, legs: u8) -> Option<u8> {
+        if legs == 0 {
+            return None;
+        }
+        let mut leg = (self.turn.load(Ordering::Relaxed) + 1) & 3;
+        while legs >> leg & 1 == 0 {
+            leg = (leg + 1) & 3;
+        }
+        self.turn.store(leg, Ordering::Relaxed);
+        Some(leg)
     }
 
     /// A read that may have to write what one leg has to others.
@@ -180,7 +195,7 @@ impl Mirror {
             let left = match frame.operation {
                 // One at a time, until one can.
                 Operation::Read => 0,
-                Operation::Flush => state.active,
+                // A leg that is being filled, too: what a client was promised must not be missing when it becomes active.
                 _ => all,
             };
             state.visits[place] = Visit {
