@@ -12,6 +12,8 @@
 
 use core::sync::atomic::Ordering;
 
+use log::Level;
+
 use super::state::{Status, Wish, ones};
 use super::superblock::{SUPERBLOCK_BYTES, Standing, encode, places};
 use super::{ARENA, Mirror, Start, drain_kick};
@@ -389,7 +391,10 @@ impl Mirror {
             self.publish(&state);
             drop(state);
             if failing != 0 && failed & slots == 0 {
-                self.say(format_args!("legs {failing:#b} failed and are stale"));
+                for slot in ones(failing) {
+                    let name = self.leg_name(slot);
+                    self.say(Level::Warn, format_args!("{name} is stale from now on"));
+                }
             }
             if !again {
                 self.go_on();
@@ -408,9 +413,10 @@ impl Mirror {
             state.failing = 0;
             self.publish(&state);
         }
-        self.say(format_args!(
-            "no leg takes superblocks: writes fail from now on"
-        ));
+        self.say(
+            Level::Error,
+            format_args!("no leg takes superblocks: writes fail from now on"),
+        );
         self.go_on();
     }
 
@@ -472,7 +478,7 @@ impl Mirror {
             state.unsynced.remove(region);
             if state.unsynced.is_empty() {
                 drop(state);
-                self.say(format_args!("all legs are equal again"));
+                self.say(Level::Info, format_args!("all legs are equal again"));
                 state = self.state.lock();
             }
         }

@@ -7,6 +7,8 @@
 
 use core::sync::atomic::Ordering;
 
+use log::Level;
+
 use super::state::{Status, Wish};
 use super::superblock::{MAX_LEGS, Member, Standing, data_size};
 use super::{ARENA, Mirror, fits, of};
@@ -65,8 +67,11 @@ pub fn add_leg(node: NodeId, leg: NodeId) -> Result<(), Refusal> {
             Err(error) => Err(refuse(node, error)),
         };
         match done {
-            Ok(()) => mirror.say(format_args!("{name} is a leg; a rebuild job fills it")),
-            Err(refusal) => mirror.say(format_args!("{name} is no leg: {refusal}")),
+            Ok(()) => mirror.say(
+                Level::Info,
+                format_args!("{name} is a leg; a rebuild job fills it"),
+            ),
+            Err(refusal) => mirror.say(Level::Warn, format_args!("{name} is no leg: {refusal}")),
         }
     };
     spawn(node, attach)
@@ -85,7 +90,7 @@ pub fn drop_leg(node: NodeId, leg: NodeId) -> Result<(), Refusal> {
     let detach = async move {
         let name = graph::name(leg).unwrap_or_default();
         if let Err(error) = wish(mirror, Wish::Retire(slot as u8)).await {
-            return mirror.say(format_args!("{name} stays: {error}"));
+            return mirror.say(Level::Warn, format_args!("{name} stays: {error}"));
         }
         let done = match graph::drained_in_coroutine(node).await {
             Ok(_section) => {
@@ -95,8 +100,8 @@ pub fn drop_leg(node: NodeId, leg: NodeId) -> Result<(), Refusal> {
             Err(error) => Err(refuse(node, error)),
         };
         match done {
-            Ok(()) => mirror.say(format_args!("{name} is no leg any more")),
-            Err(refusal) => mirror.say(format_args!("{name}: {refusal}")),
+            Ok(()) => mirror.say(Level::Info, format_args!("{name} is no leg any more")),
+            Err(refusal) => mirror.say(Level::Warn, format_args!("{name}: {refusal}")),
         }
     };
     spawn(node, detach)
@@ -327,7 +332,8 @@ impl Mirror {
             return Err(BlockError::Io);
         }
         drop(state);
-        self.say(format_args!("leg {} has all data now", slot + 1,));
+        let name = self.leg_name(usize::from(slot));
+        self.say(Level::Info, format_args!("{name} has all data from now on"));
         result
     }
 }

@@ -47,7 +47,7 @@ use self::state::State;
 pub use self::state::{Status, Why};
 use self::superblock::{MAX_LEGS, SUPERBLOCK_BYTES, Standing};
 use super::instance::{self, Place};
-use super::{Ascent, BlockStatus, Layer, NodeDriver, NodeId, NodeInfo};
+use super::{Ascent, BlockStatus, Layer, Name, NodeDriver, NodeId, NodeInfo};
 use crate::aio::{self, Event};
 use crate::arch::{self, CoreId};
 use crate::block::graph::{self, Access, Link, Permissions, Reason, Refusal};
@@ -304,9 +304,17 @@ impl Mirror {
     }
 
     /// Says in the log what has happened.
-    fn say(&self, what: core::fmt::Arguments<'_>) {
+    fn say(&self, level: log::Level, what: core::fmt::Arguments<'_>) {
         let name = self.place.id().and_then(graph::name).unwrap_or_default();
-        log::warn!("{name}: {what}");
+        log::log!(level, "{name}: {what}");
+    }
+
+    /// What a person calls the leg in `slot`.
+    fn leg_name(&self, slot: usize) -> Name {
+        self.links[slot]
+            .child()
+            .and_then(graph::name)
+            .unwrap_or_default()
     }
 
     /// The instance is free for the next.
