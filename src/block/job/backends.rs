@@ -52,10 +52,7 @@ fn attached(index: usize, core: CoreId) {
 
 fn detach(index: usize) {
     table::at(index, |slot| {
-        debug_assert!(
-            slot.paused || slot.handed || !slot.started,
-            "a job that is at work was moved"
-        );
+        debug_assert!(!slot.is_busy(), "a job that is at work was moved");
     });
 }
 

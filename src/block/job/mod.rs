@@ -359,12 +359,16 @@ impl Job {
         main_loop()?;
         let now_ns = arch::now_ns();
         let begun = self.slot(|slot| {
-            if slot.state != State::Created {
+            // One that was cancelled before counts as ended.
+            if slot.state != State::Created || slot.handed {
                 return None;
             }
             slot.go(State::Running);
             slot.started = true;
-            slot.busy = true;
+            // One that begins with a pause stands already: nobody waits for it, nobody enters it.
+            slot.paused = slot.pause_count > 0;
+            slot.busy = !slot.paused;
+            slot.paused_since_ns = now_ns;
             slot.started_ns = now_ns;
             slot.leaked_ns = now_ns;
             slot.driver.map(|driver| (driver, slot.core))

@@ -64,6 +64,8 @@ impl Job {
         let now_ns = arch::now_ns();
         let change = self.slot(|slot| {
             if slot.pause_count == 0 {
+                // It may have begun with a pause that was over before its first instruction.
+                slot.paused = false;
                 return None;
             }
             let to = match slot.state {

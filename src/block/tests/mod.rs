@@ -22,6 +22,7 @@ mod instruments;
 mod job_backup;
 mod job_mirror;
 mod jobs;
+mod jobs_random;
 mod jobs_rig;
 mod kinds;
 mod layered;

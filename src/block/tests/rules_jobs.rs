@@ -77,6 +77,45 @@ fn job_2_stops_at_pause_points_only_and_begins_with_one() {
 }
 
 #[test]
+fn job_2_one_that_is_started_in_a_section_stands_at_once() {
+    let mut rig = rig(2);
+    let (_, node) = leaf(&mut rig);
+    move_to(&rig, node, 1).unwrap();
+    let driver = test_job(Pace::Busy, NO_END).leak();
+    Section::Node(node).begin();
+    let job = make(driver, &KEPT, &[node]);
+    rig.settle();
+    quiets();
+    assert!(on(0, || crate::block::graph::drain::is_quiet(node)));
+    on(0, || job.start()).unwrap();
+    on(0, || job.wake());
+    assert!(!see(job).busy, "busy in a quiet node");
+    rig.settle();
+    assert_eq!((job.state(), driver.made()), (State::Paused, 0));
+    Section::Node(node).end();
+    pass(&rig, 1);
+    assert_eq!((job.state(), driver.made()), (State::Running, 1));
+    on(0, || job.cancel(true)).unwrap();
+    pass(&rig, 1);
+    assert_eq!(over(&rig, job), Err(BlockError::Cancelled));
+    // The reason to pause is gone before the body has run at all.
+    let job = make(driver, &KEPT, &[node]);
+    on(0, || {
+        job.pause().unwrap();
+        job.start().unwrap();
+        job.resume().unwrap();
+    });
+    assert!(see(job).busy);
+    rig.settle();
+    assert_eq!((job.state(), see(job).pause_count), (State::Running, 0));
+    on(0, || job.cancel(true)).unwrap();
+    pass(&rig, 1);
+    assert_eq!(over(&rig, job), Err(BlockError::Cancelled));
+    driver.was_right();
+    rig.finish();
+}
+
+#[test]
 fn job_3_a_job_that_sleeps_or_yields_is_quiet_one_at_work_is_not() {
     for (pace, busy) in [
         (Pace::Busy, true),

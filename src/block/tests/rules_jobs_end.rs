@@ -314,6 +314,7 @@ fn job_11_cancel_dismisses_what_is_over_and_ends_what_was_not_started() {
     assert!(!job.exists());
     let idle = make(driver, &KEPT, &[node]);
     on(0, || idle.cancel(false)).unwrap();
+    assert_eq!(on(0, || idle.start()), Err(JobError::Ending));
     rig.settle();
     assert!(!idle.exists());
     assert_eq!(driver.made(), 0);
