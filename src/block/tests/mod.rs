@@ -20,6 +20,7 @@ mod graph_rig;
 mod images;
 mod instruments;
 mod job_backup;
+mod job_cuts;
 mod job_mirror;
 mod jobs;
 mod jobs_random;
