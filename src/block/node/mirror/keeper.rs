@@ -370,7 +370,7 @@ impl Mirror {
                 state.learning &= !(1 << slot);
                 state.failing |= 1 << slot & state.active;
             }
-            if state.active & !state.failing == 0 {
+            if state.readable() == 0 {
                 drop(state);
                 self.fail(sound);
                 return false;

@@ -327,6 +327,10 @@ impl Mirror {
         let result = self.recorded(index).await;
         let mut state = self.state.lock();
         state.promoted &= !bit;
+        if result.is_err() {
+            // The others do not know of it.
+            state.active &= !bit;
+        }
         self.publish(&state);
         if state.readable() & bit == 0 {
             return Err(BlockError::Io);

@@ -231,7 +231,7 @@ pub fn view(id: NodeId) -> Option<View> {
             } else {
                 Standing::Absent
             },
-            rebuilding: state.rebuilding >> slot & 1 != 0,
+            rebuilding: (state.rebuilding | state.promoted) >> slot & 1 != 0,
         });
     }
     Some(View {

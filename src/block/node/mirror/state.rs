@@ -195,9 +195,10 @@ impl State {
         (self.records, self.repaired, self.resynced) = (0, 0, 0);
     }
 
-    /// Legs that can be read.
+    /// Legs that can be read, and without which there is no array: on the disks of the others a leg that is just becoming active may
+    /// still be stale, so it cannot take their place yet.
     pub fn readable(&self) -> u8 {
-        self.active & !self.failing
+        self.active & !self.failing & !self.promoted
     }
 
     /// Numbers of the legs in `slots`, one bit each.
