@@ -109,6 +109,8 @@ pub struct Around<'a> {
     pub next_op: &'a mut u64,
     /// No new requests.
     pub stopping: bool,
+    /// Nobody asks for anything to be durable.
+    pub careless: bool,
 }
 
 /// What the world has to do for a client.
@@ -350,6 +352,7 @@ impl Client {
     fn issue(&mut self, around: &mut Around<'_>) {
         let random = &mut *around.random;
         let kind = match random.below(100) {
+            72..82 if around.careless => command::WRITE,
             0..30 => command::READ,
             30..72 => command::WRITE,
             72..82 => command::FLUSH,
@@ -369,6 +372,7 @@ impl Client {
         let fua = match kind {
             command::READ => random.chance(1, 20),
             command::FLUSH | command::CACHE => false,
+            _ if around.careless => false,
             _ => random.chance(1, 5),
         };
         let mut flags = if fua { command_flag::FUA } else { 0 };

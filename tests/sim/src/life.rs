@@ -420,6 +420,7 @@ impl World {
             next_version: &mut self.next_version,
             next_op: &mut self.next_op,
             stopping: self.stopping,
+            careless: false,
         };
         match self.clients[n].step(&mut around)? {
             Wish::Nothing => {}
@@ -477,6 +478,7 @@ impl World {
             next_version: &mut self.next_version,
             next_op: &mut self.next_op,
             stopping: self.stopping,
+            careless: false,
         };
         self.raws[n].step(place, &mut around)
     }

@@ -124,6 +124,7 @@ impl Raw {
             3..7 => (Operation::Write, command::WRITE),
             7 => (Operation::WriteZeroes, command::WRITE_ZEROES),
             8 => (Operation::Discard, command::TRIM),
+            _ if around.careless => (Operation::Read, command::READ),
             _ => (Operation::Flush, command::FLUSH),
         };
         let (low, blocks) = part(random, place.backend.size() / SECTOR as u64, place.stride);
@@ -140,7 +141,7 @@ impl Raw {
                 count * place.block
             },
         };
-        let fua = is_change(kind) && random.chance(1, 4);
+        let fua = is_change(kind) && !around.careless && random.chance(1, 4);
         let bytes = range.count as usize * SECTOR;
         let id = *around.next_op;
         let version = *around.next_version;

@@ -34,7 +34,7 @@ impl Actions {
     }
 
     /// One of them, by chance.
-    pub fn some(&mut self, world: &mut World, _past: &mut Past) -> Result<(), String> {
+    pub fn some(&mut self, world: &mut World, past: &mut Past) -> Result<(), String> {
         if self.winding_up {
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl Actions {
         match what {
             0..5 => self.fail(world, disk),
             5..12 => self.repair(world, disk),
-            12..20 => self.members.some(world),
+            12..20 => self.members.some(world, past),
             50.. => self.sections.some(world),
             _ => {}
         }
@@ -98,7 +98,7 @@ impl Actions {
     }
 
     /// Has happen what a cut is to fall into.
-    pub fn provoke(&mut self, wanted: usize, world: &mut World) {
+    pub fn provoke(&mut self, wanted: usize, world: &mut World, past: &mut Past) {
         if !world.random.chance(1, 100) {
             return;
         }
@@ -113,7 +113,7 @@ impl Actions {
                 if world.active().count_ones() > 1 && self.members.is_over() {
                     self.members.drop_one(world);
                 }
-                self.members.rebuild(world);
+                self.members.rebuild(world, past);
                 for disk in 0..world.disks.len() {
                     self.repair(world, disk);
                 }

@@ -34,6 +34,11 @@ impl World {
         let (before, there) = (self.active(), self.with_role(|_| true));
         self.info = array::info(node);
         let active = self.active();
+        if let Some(other) = legs(active).next() {
+            for leg in legs(self.with_role(|role| role == Role::Rebuilding)) {
+                past.learnt(leg, other);
+            }
+        }
         let (faults, changed) = (
             self.fault_count(),
             before != active || there != self.with_role(|_| true),

@@ -98,6 +98,8 @@ pub struct World {
     pub(super) next_version: u32,
     pub(super) next_op: u64,
     pub(super) stopping: bool,
+    /// Clients of this life ask for nothing to be durable, so legs differ more after the cut.
+    pub(super) careless: bool,
     pub(super) admissions: u64,
     _machine: host::Machine,
 }
@@ -172,8 +174,10 @@ impl World {
                 edges,
             });
         }
+        let careless = random.chance(1, 3);
         Self {
             random,
+            careless,
             trace: Trace {
                 hash: shared.hash,
                 events: shared.events,
@@ -240,11 +244,11 @@ impl World {
             if step < before {
                 continue;
             }
-            actions.provoke(wanted, self);
+            actions.provoke(wanted, self, &mut shared.past);
             let during = steps.during(self);
             if last && self.array.is_some()
                 || !last && wanted == Steps::COUNT
-                || !last && during & 1 << wanted != 0 && self.random.chance(1, 6)
+                || !last && during & 1 << wanted != 0 && steps.is_ripe(wanted, self)
             {
                 break;
             }
@@ -388,6 +392,7 @@ impl World {
             next_version: &mut self.next_version,
             next_op: &mut self.next_op,
             stopping: self.stopping,
+            careless: self.careless,
         };
         (around, &mut self.clients, &mut self.raws)
     }

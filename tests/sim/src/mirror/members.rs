@@ -5,6 +5,7 @@ use ironthread::block::node::mirror;
 
 use super::array::Role;
 use super::life::{World, legs};
+use super::past::Past;
 use crate::life::on;
 
 /// The rebuild job that is under way.
@@ -29,7 +30,7 @@ impl Members {
     }
 
     /// Changes something, by chance.
-    pub fn some(&mut self, world: &mut World) {
+    pub fn some(&mut self, world: &mut World, past: &mut Past) {
         let Some(array) = world.array else { return };
         let disk = world.random.below(world.disks.len());
         let node = world.disks[disk].disk.node();
@@ -44,12 +45,12 @@ impl Members {
                     let _ = on(0, || job.cancel(world.random.chance(1, 2)));
                 }
             }
-            _ => self.rebuild(world),
+            _ => self.rebuild(world, past),
         }
     }
 
     /// Rebuilds a leg that is not active; attaches one if there is none.
-    pub fn rebuild(&mut self, world: &mut World) {
+    pub fn rebuild(&mut self, world: &mut World, past: &mut Past) {
         let Some(array) = world.array else { return };
         if self.job.is_some() {
             return;
@@ -62,6 +63,9 @@ impl Members {
                 ..Options::DEFAULT
             };
             self.job = on(0, || rebuild::create(array, node, &options)).ok();
+            if let (Some(_), Some(other)) = (self.job, legs(world.active()).next()) {
+                past.give_up(leg, other);
+            }
             let begun = u64::from(self.job.is_some());
             world.trace.note("rebuild", [leg as u64, begun, 0, 0]);
         } else if let Some(leg) = legs(all & !world.with_role(|_| true)).next() {

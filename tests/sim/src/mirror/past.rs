@@ -98,6 +98,34 @@ impl Past {
         !self.legs[leg].doubtful && !self.legs[leg].given_up
     }
 
+    /// These disks are active together: of which that was not known, it is now.
+    pub fn settle(&mut self, active: u32) {
+        let of = |n: usize| active >> n & 1 != 0;
+        let sure = (0..LEGS).find(|n| of(*n) && !self.legs[*n].doubtful);
+        for n in (0..LEGS).filter(|n| of(*n)) {
+            if let Some(sure) = sure.filter(|_| self.legs[n].doubtful) {
+                self.legs[n].epochs = self.legs[sure].epochs;
+            }
+            self.legs[n].doubtful = false;
+        }
+    }
+
+    /// Leg `leg` is to be made equal to `other`, whatever it has.
+    pub fn give_up(&mut self, leg: usize, other: usize) {
+        if self.relation(leg, other) != Relation::Behind {
+            self.legs[leg].given_up = true;
+        }
+    }
+
+    /// Its superblocks say now that leg `leg` is to become equal to `other`, on whose line it is.
+    pub fn learnt(&mut self, leg: usize, other: usize) {
+        let other = self.legs[other];
+        let leg = &mut self.legs[leg];
+        leg.epochs &= other.epochs;
+        leg.line = other.line;
+        leg.given_up = false;
+    }
+
     /// Whether another line may begin.
     pub fn has_line(&self) -> bool {
         (self.used_lines as usize) < LINES

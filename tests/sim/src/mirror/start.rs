@@ -114,7 +114,9 @@ impl Start {
                     world.oracle.unsettle(|_| true);
                 }
                 self.check_members(legs, world)?;
-                check_active(legs, world.active(), past)
+                check_active(legs, world.active(), past)?;
+                past.settle(world.active());
+                Ok(())
             }
             (Attempt::Assemble { legs, force }, Err(why)) => {
                 self.refused(legs, force, why, world, past)

@@ -96,6 +96,14 @@ impl Steps {
         self.writing = Some((record, update));
     }
 
+    /// Whether the power fails now that it may, for that kind.
+    pub fn is_ripe(&self, wanted: usize, world: &mut World) -> bool {
+        // The worst moment is when all legs have the superblock and none has flushed it.
+        let worst = wanted != Self::CLEAR
+            || legs(world.active()).all(|leg| world.disks[leg].port.state().flushing());
+        world.random.chance(1, if worst { 6 } else { 60 })
+    }
+
     /// One bit for each of the kinds that only a machine with a mirror has.
     pub fn during(&self, world: &World) -> u32 {
         let update = self.writing.as_ref().map(|(_, update)| *update);
