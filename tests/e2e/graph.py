@@ -1,24 +1,15 @@
 """The graph is changed by hand, and at random moments, while clients read and write: they notice nothing but time."""
 import errno
-import random
 import struct
-import threading
 import time
 import uuid
 import zlib
 
-import checker
 import nbd
+from beside import judged, typed
 from harness import STANDIN, Disk, check
 
 MIB = 1 << 20
-
-
-def typed(machine, line):
-    """A command that must not be refused; what it printed."""
-    text = machine.console(line, timeout=60)
-    check("error:" not in text, f"{line}: {text.strip()}")
-    return text
 
 
 class Changes:
@@ -82,43 +73,22 @@ def test_graph_under_load(context):
     times = 200 if context.long else 8
     image = context.image("graph.img", 64 * MIB)
     with context.machine([Disk(image, "graph")], cores=4, name="graph") as machine:
-        loop = nbd.Loop()
-        connections = [machine.connect(loop, name=f"client {n}", structured=n % 2 == 1) for n in range(4)]
-        history = checker.History(blocks=2048, base=MIB)
-        work = checker.Workload(history, connections, 16, context.seed)
-        chance = random.Random(context.seed)
-        changes = Changes(machine, chance, 64 * MIB)
         plan = list(Changes.ALL) * times
-        chance.shuffle(plan)
-        outcome = []
 
-        def change():
-            try:
-                for kind in plan:
-                    getattr(changes, kind)()
-                    time.sleep(chance.random() * 0.05)
-                    if history.complaints:
-                        break
-                outcome.append(None)
-            except Exception as error:
-                outcome.append(error)
+        def change(history, chance):
+            changes = Changes(machine, chance, 64 * MIB)
+            chance.shuffle(plan)
+            for kind in plan:
+                getattr(changes, kind)()
+                time.sleep(chance.random() * 0.05)
+                if history.complaints:
+                    break
 
-        worker = threading.Thread(target=change, daemon=True)
-        work.limit = 1 << 40
-        work.pump()
-        worker.start()
-        loop.run(lambda: outcome or history.complaints, timeout=1500 if context.long else 300)
-        worker.join(60)
-        work.drain()
-        check(not history.complaints, f"{len(history.complaints)} wrong: {history.complaints[:5]}")
-        check(outcome and outcome[0] is None, f"a change failed: {outcome}")
-        check(work.finished > 20 * len(plan), f"only {work.finished} requests beside {len(plan)} changes")
+        history, finished = judged(context, machine, change)
+        check(finished > 20 * len(plan), f"only {finished} requests beside {len(plan)} changes")
         nodes = typed(machine, "info nodes")
         check(len([line for line in nodes.splitlines() if line.strip()]) == 2, f"nodes are left: {nodes}")
-        check("nothing is drained" in typed(machine, "info drain"), "something stays drained")
-        context.note(f"{len(plan)} changes beside {work.finished} requests, {history.reads} reads judged")
-        for connection in connections:
-            connection.close()
+        context.note(f"{len(plan)} changes beside {finished} requests, {history.reads} reads judged")
         machine.power_off()
     wrong = history.check_file(image)
     check(not wrong, f"after a clean power-off: {wrong[:5]}")

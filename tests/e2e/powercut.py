@@ -9,6 +9,7 @@ cache-max-size, cannot do that: nbdkit 1.32 throws dirty blocks away when it is 
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ import time
 import checker
 import harness
 import nbd
+from beside import typed, until
 from harness import Disk, check
 
 SIZE = 8 << 20
@@ -33,8 +35,8 @@ MODES = {
 class Cache:
     """nbdkit in the disk's place."""
 
-    def __init__(self, folder, image):
-        self.socket = folder / "disk.sock"
+    def __init__(self, folder, image, name="cached"):
+        self.name, self.socket = name, folder / f"{name}.sock"
         self.socket.unlink(missing_ok=True)
         command = ["nbdkit", "-f", "-U", self.socket, "--filter=cache", "file", image, "cache=writeback"]
         self.process = subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL,
@@ -46,8 +48,8 @@ class Cache:
         raise harness.Failure("nbdkit does not start")
 
     def disk(self, properties):
-        blockdev = {"driver": "nbd", "node-name": "cached", "discard": "unmap", "server": {"type": "unix", "path": str(self.socket)}}
-        return Disk(serial="cached", blockdev=[blockdev], node="cached", properties=properties)
+        blockdev = {"driver": "nbd", "node-name": self.name, "discard": "unmap", "server": {"type": "unix", "path": str(self.socket)}}
+        return Disk(serial=self.name, blockdev=[blockdev], node=self.name, properties=properties)
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -143,3 +145,136 @@ def test_powercut_control(context):
     # The ordinary image again, for what comes after.
     if not harness.STANDIN:
         harness.build()
+
+
+LEG = 10 << 20  # 8 MiB of data between two superblocks
+
+
+def assembled(machine, words):
+    """Assembles the array `m`; whether it is one."""
+    begin = len(machine.text)
+    typed(machine, f"mirror assemble m {words}")
+    while True:
+        text = typed(machine, "info mirrors")
+        if re.search(r"m: (in order|degraded)", text):
+            return True
+        if "no mirrors" in text or "no array" in text:
+            return False
+        check(len(machine.text) < begin + 100_000, f"neither an array nor none: {text}")
+        time.sleep(0.02)
+
+
+def mirror_machine(context, disks, images=None):
+    machine = context.machine(disks, cores=2, name="powercut-mirror", **({"images": images} if images else {}))
+    machine.start()
+    for number in range(len(disks)):
+        typed(machine, f"export del vd{number} hard")
+    return machine
+
+
+def mirror_life(context, caches, chance, fails):
+    """An array used until the power fails; before that one of its legs may. The history, and whether the array knew."""
+    history = checker.History(BLOCKS)
+    with mirror_machine(context, [cache.disk("write-cache=on") for cache in caches]) as machine:
+        typed(machine, "mirror create m vd0 vd1 equal")
+        until(machine, "info mirrors", "m: in order, 2 of 2")
+        typed(machine, "export add m data rw")
+        loop = nbd.Loop()
+        clients = [machine.connect(loop, "data", name=name) for name in ("first", "second")]
+        work = checker.Workload(history, clients, 8, chance.random(), MODES["fua"][2])
+        work.limit = 1 << 60
+        work.pump()
+        enough, known = chance.randrange(300, 1500), False
+        loop.run(lambda: work.finished >= enough, 60)
+        if fails is not None:
+            caches[fails].kill()
+            more = work.finished + chance.choice((0, 5, 300))
+            loop.run(lambda: work.finished >= more, 60)
+            known = more > enough + 200
+            if known:
+                known = "degraded, 1 of 2" in typed(machine, "info mirrors")
+                check(known, f"a leg is gone and 300 requests went well, but: {typed(machine, 'info mirrors')}")
+        check(not work.errors, f"errors before the cut: {work.errors} {machine.tail(600)}")
+        work.tolerate = True
+        work.stop()
+        for cache in caches:
+            cache.kill()
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            loop.step(0.05)
+        machine.kill()
+        loop.run(lambda: all(client.closed for client in clients), 10)
+    return history, known
+
+
+def judge_array(machine, history):
+    """What the array's export holds that it must not."""
+    typed(machine, "export add m data ro")
+    loop = nbd.Loop()
+    reader = machine.connect(loop, "data")
+    wrong = history.check_image(reader.read)
+    reader.close()
+    return wrong
+
+
+def cut_mirror(context, number):
+    """One power cut of an array of two legs, one of which is missing at the next start; what is wrong, and what was seen."""
+    chance = random.Random(f"{context.seed} mirror {number}")
+    images = [context.image(f"leg{n}.img", LEG) for n in range(2)]
+    fails = chance.choice((None, 0, 1))
+    caches = [Cache(context.folder, image, f"leg{n}") for n, image in enumerate(images)]
+    try:
+        history, known = mirror_life(context, caches, chance, fails)
+    finally:
+        for cache in caches:
+            cache.kill()
+    wrong, seen = list(history.complaints), set()
+    here = chance.randrange(2)
+    both = [Disk(image, f"leg{n}") for n, image in enumerate(images)]
+    with mirror_machine(context, [Disk(images[here], f"leg{here}")]) as machine:
+        if assembled(machine, "vd0"):
+            # Only a leg that knows of the other's failure may go on alone.
+            check(fails is not None and here != fails, f"leg {here} goes on alone, though leg {fails} failed")
+            wrong += judge_array(machine, history)
+            seen.add("alone")
+        else:
+            check(not (known and here != fails), f"the leg that knows of the other's failure is refused: {machine.tail(600)}")
+            seen.add("refused")
+            if fails is None:
+                check(assembled(machine, "vd0 force"), f"refused even by force: {machine.tail(600)}")
+                wrong += judge_array(machine, history)
+                seen.add("forced")
+        machine.power_off()
+    if "forced" in seen or "alone" in seen:
+        # The other leg is behind now, and has to be known as that.
+        with mirror_machine(context, both) as machine:
+            check(assembled(machine, "vd0 vd1"), f"the two legs are refused: {machine.tail(600)}")
+            legs = typed(machine, "info mirrors")
+            check(re.search(rf"vd{1 - here} +leg \d  stale", legs), f"leg {1 - here} is not known as stale: {legs}")
+            wrong += judge_array(machine, history)
+            typed(machine, f"job rebuild m vd{1 - here} id=again")
+            machine.expect("job again is done", 60)
+            machine.power_off()
+        data = [open(image, "rb").read()[1 << 20:LEG - (1 << 20)] for image in images]
+        check(data[0] == data[1], "the legs differ after a rebuild")
+        seen.add("rebuilt")
+    elif fails is None or not known:
+        with mirror_machine(context, both) as machine:
+            check(assembled(machine, "vd0 vd1"), f"the two legs are refused: {machine.tail(600)}")
+            wrong += judge_array(machine, history)
+            machine.power_off()
+        seen.add("both")
+    return wrong, seen
+
+
+def test_powercut_mirror(context):
+    """Cuts of an array, a leg of which may have failed before: at the next start, with one leg missing, nothing is stale."""
+    if harness.STANDIN:
+        return
+    cuts, counts = 50 if context.long else 6, {}
+    for number in range(cuts):
+        wrong, seen = cut_mirror(context, number)
+        check(not wrong, f"cut {number} ({', '.join(sorted(seen))}): {len(wrong)} wrong: {wrong[:4]}")
+        for what in seen:
+            counts[what] = counts.get(what, 0) + 1
+    context.note(f"{cuts} cuts: " + ", ".join(f"{what} {n}" for what, n in sorted(counts.items())))

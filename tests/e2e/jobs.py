@@ -1,0 +1,158 @@
+"""Rebuilds, pivots and backups beside clients: every read is judged, and a backup is compared with the history at its beginning.
+
+Each test has one export `data` that four connections use without a pause, while a thread types the commands of the rounds. The
+node that is served moves to other cores while each job runs.
+"""
+import re
+import time
+
+import checker
+import nbd
+from beside import judged, typed, until
+from harness import STANDIN, Disk, check
+
+MIB = 1 << 20
+BLOCKS = 1024
+BASE = MIB
+
+
+class Rounds:
+    """What is done beside the clients. A plan is a function of these."""
+
+    def __init__(self, machine):
+        self.machine, self.history, self.chance, self.jobs, self.judged = machine, None, None, 0, 0
+
+    def say(self, line):
+        return typed(self.machine, line)
+
+    def job(self, kind, nodes, moving, ready=False):
+        """Starts a job and moves `moving` about while it runs; waits until it is done, or ready. Its name."""
+        self.jobs += 1
+        name, start = f"{kind}{self.jobs}", len(self.machine.text)
+        self.say(f"job {kind} {nodes} id={name}")
+        began = list(self.history.submitted)
+        for core in self.chance.sample(range(4), 2):
+            time.sleep(self.chance.random() * 0.03)
+            self.say(f"node move {moving} {core}")
+        if ready:
+            until(self.machine, "info jobs", rf"{name} +\S+ +ready")
+        else:
+            self.done(name, start)
+        return name, began
+
+    def done(self, name, start):
+        until(self.machine, "info jobs", rf"\A(?!.*{name}\b)")
+        self.machine.expect(rf"job {name} is done", 10, start)
+
+
+def look(machine, history, export, oldest, newest):
+    """Judges each block of an export: between two generations. How many."""
+    loop = nbd.Loop()
+    reader = machine.connect(loop, export)
+    for first in range(0, BLOCKS, 64):
+        data = reader.read(BASE + first * checker.BLOCK, 64 * checker.BLOCK)
+        for index in range(64):
+            block = first + index
+            # A write that was under way at the beginning may be there in part, as at a power cut.
+            wrong = history.judge(block, data[index * checker.BLOCK:(index + 1) * checker.BLOCK], oldest[block], newest[block],
+                                  overlapped=newest[block] > oldest[block])
+            check(wrong is None, f"{export}: block {block}: {wrong}")
+    reader.close()
+    return BLOCKS
+
+
+def beside(context, name, disks, begin, plan):
+    """Runs `plan(rounds)` beside judged connections to the export `data`, which `begin(machine)` makes; then looks at all of it."""
+    with context.machine(disks, cores=4, name=name) as machine:
+        begin(machine)
+        rounds = Rounds(machine)
+
+        def go(history, chance):
+            rounds.history, rounds.chance = history, chance
+            plan(rounds)
+
+        history, finished = judged(context, machine, go, "data", BLOCKS, 8)
+        check(finished > 20 * rounds.jobs, f"only {finished} requests beside {rounds.jobs} jobs")
+        look(machine, history, "data", history.acknowledged, history.submitted)
+        context.note(f"{rounds.jobs} jobs beside {finished} requests; {history.reads} reads and {rounds.judged} blocks of "
+                     f"backups judged")
+        machine.power_off()
+
+
+def times(context):
+    return 200 if context.long else 8
+
+
+def test_rebuild_under_load(context):
+    """8 times (long: 200): a leg is added and rebuilt, another one dropped, beside judged clients."""
+    if STANDIN:
+        return
+    disks = [Disk(context.image(f"leg{n}.img", 10 * MIB), f"leg{n}") for n in range(3)]
+
+    def begin(machine):
+        for n in range(3):
+            typed(machine, f"export del vd{n} hard")
+        typed(machine, "mirror create m vd0 vd1 equal")
+        until(machine, "info mirrors", r"m: in order, 2 of 2")
+        typed(machine, "export add m data rw")
+
+    def plan(rounds):
+        spare = 2
+        for number in range(times(context)):
+            rounds.say(f"mirror add m vd{spare}")
+            until(rounds.machine, "info mirrors", rf"vd{spare} +leg \d  stale")
+            rounds.job("rebuild", f"m vd{spare}", "m")
+            until(rounds.machine, "info mirrors", rf"vd{spare} +leg \d  active")
+            leaving = (spare + 1 + number % 2) % 3
+            rounds.say(f"mirror drop m vd{leaving}")
+            until(rounds.machine, "info mirrors", rf"\A(?!.*vd{leaving}\b)")
+            spare = leaving
+
+    beside(context, "rebuild", disks, begin, plan)
+
+
+def test_pivot_under_load(context):
+    """8 times (long: 200): a mirror job moves what the clients use to another disk."""
+    if STANDIN:
+        return
+    disks = [Disk(context.image(f"side{n}.img", 8 * MIB), f"side{n}") for n in range(2)]
+
+    def begin(machine):
+        typed(machine, "export del vd1 hard")
+        typed(machine, "export add vd0 data rw")
+        typed(machine, "export del vd0 hard")
+
+    def plan(rounds):
+        here = 0
+        for _ in range(times(context)):
+            name, _ = rounds.job("mirror", f"vd{here} vd{1 - here}", f"vd{here}", ready=True)
+            start = len(rounds.machine.text)
+            rounds.say(f"job complete {name}")
+            rounds.done(name, start)
+            here = 1 - here
+            served = rounds.say("info exports")
+            check(re.search(rf"data\b.*\bvd{here}\b", served), f"not moved: {served}")
+
+    beside(context, "pivot", disks, begin, plan)
+
+
+def test_backup_under_load(context):
+    """8 times (long: 200): a backup holds what was there when it began, nothing older and nothing newer."""
+    if STANDIN:
+        return
+    disks = [Disk(context.image(f"{name}.img", 8 * MIB), name) for name in ("source", "backup")]
+
+    def begin(machine):
+        typed(machine, "export del vd1 hard")
+        typed(machine, "export add vd0 data rw")
+        typed(machine, "export del vd0 hard")
+
+    def plan(rounds):
+        for _ in range(times(context)):
+            oldest = list(rounds.history.acknowledged)
+            name, newest = rounds.job("backup", "vd0 vd1", "vd0")
+            rounds.say(f"export add vd1 {name} ro")
+            rounds.judged += look(rounds.machine, rounds.history, name, oldest, newest)
+            rounds.say(f"export del {name} hard")
+
+    beside(context, "backup", disks, begin, plan)
