@@ -142,19 +142,23 @@ pub fn list(out: &mut dyn Write) -> core::fmt::Result {
     }
     writeln!(
         out,
-        "export                   access      size  clients  disk"
+        "export                   access      size  clients  node"
     )?;
     let mut result = Ok(());
     export::for_each(|export| {
         let access = if export.writable() { "rw" } else { "ro" };
         if result.is_ok() {
+            // What it stands on now: filters and pivots change it under the clients.
+            let root = export.backend.root();
             result = writeln!(
                 out,
-                "{:<24} {access:<6} {:>9}  {:>7}  {}",
+                "{:<24} {access:<6} {:>9}  {:>7}  {} {}",
                 export.name,
                 Size(export.backend.size()),
                 export.sessions,
-                export.description,
+                root.and_then(graph::name).unwrap_or_default(),
+                root.and_then(graph::info)
+                    .map_or("nothing", |info| info.kind),
             );
         }
     });
