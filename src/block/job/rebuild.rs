@@ -52,6 +52,14 @@ pub fn create(node: NodeId, leg: NodeId, options: &Options<'_>) -> Result<Job, R
     if view.status != mirror::Status::Running || view.legs[slot].is_none_or(active) {
         return Err(refuse(BlockError::Busy));
     }
+    // One after the other: a second one would promote what the first one lacks, and the other way round.
+    let is_filling = |rebuild: &Rebuild| {
+        let work = *rebuild.work.lock();
+        work.is_some_and(|work| work.node == node)
+    };
+    if ARENA.iter().any(is_filling) {
+        return Err(refuse(BlockError::Busy));
+    }
     let rebuild = ARENA
         .iter()
         .find(|rebuild| !rebuild.taken.swap(true, Ordering::AcqRel))

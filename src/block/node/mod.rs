@@ -33,6 +33,7 @@ pub mod throttle;
 pub mod verify;
 
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::BlockError;
 use super::graph::{Link, Permissions};
@@ -148,6 +149,21 @@ pub trait Layer: Sync {
     fn completed(&'static self, request: Request) -> Ascent;
 }
 
+/// How often any node has lost something; see [`NodeDriver::losses`].
+static LOSSES: AtomicU32 = AtomicU32::new(0);
+
+/// How often any node has lost something: who asks nodes for their [`losses`](NodeDriver::losses) need do so only when this has
+/// changed. Whoever gets an answer from a node sees the losses that were before it. Any core.
+#[inline]
+pub(super) fn all_losses() -> u32 {
+    LOSSES.load(Ordering::Relaxed)
+}
+
+/// A node has lost something, which its own count says by now.
+fn note_loss() {
+    LOSSES.fetch_add(1, Ordering::AcqRel);
+}
+
 /// A kind of node.
 ///
 /// `info`, `submit`, `block_status` and `completed` may be called on any core, from a context's loop. Everything else is called in the
@@ -168,6 +184,21 @@ pub trait NodeDriver: Layer {
             hole: false,
             zero: false,
         }
+    }
+
+    /// How often what it had acknowledged may have been lost, while it answers again: by a reset of a device that had not been flushed,
+    /// by a flush that failed. What stands on several nodes with the same data asks, for no request tells it. Wraps. Any core.
+    fn losses(&'static self) -> u32 {
+        let links = self.links();
+        // A filter has the data of what it filters.
+        let links = match self.filtered() {
+            Some(slot) => links.get(slot..=slot).unwrap_or(links),
+            None => links,
+        };
+        links
+            .iter()
+            .filter_map(Link::driver)
+            .fold(0, |sum, child| sum.wrapping_add(child.losses()))
     }
 
     /// The ways to its children, by slot. Always the same.

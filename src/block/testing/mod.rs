@@ -200,6 +200,13 @@ impl TestDisk {
         self.inner().visible[offset] ^= 0x55;
     }
 
+    /// Puts these bytes there, durably, behind everybody's back.
+    pub fn poke(&self, offset: usize, bytes: &[u8]) {
+        let mut inner = self.inner();
+        inner.visible[offset..offset + bytes.len()].copy_from_slice(bytes);
+        inner.durable[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
     /// What would survive a power cut now.
     pub fn durable(&self) -> Vec<u8> {
         self.inner().durable.clone()

@@ -28,6 +28,7 @@ mod jobs_rig;
 mod kinds;
 mod layered;
 mod load;
+mod lost_writes;
 mod mirror;
 mod mirror_legs;
 mod model;

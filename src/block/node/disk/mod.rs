@@ -131,6 +131,8 @@ pub struct Disk {
     capacity: AtomicU64,
     /// See [`state`].
     state: AtomicU32,
+    /// Times that it latched a write error, or would have.
+    losses: AtomicU32,
     last_error: AtomicU32,
     /// When an error was last logged, in seconds plus one.
     logged_s: AtomicU32,
@@ -150,6 +152,7 @@ impl Disk {
             moving: home::Moving::new(),
             capacity: AtomicU64::new(0),
             state: AtomicU32::new(0),
+            losses: AtomicU32::new(0),
             last_error: AtomicU32::new(0),
             logged_s: AtomicU32::new(0),
             resets: AtomicU32::new(0),
@@ -497,6 +500,10 @@ impl NodeDriver for Disk {
     /// A disk of the machine stays; one that only a test made may go.
     fn deletable(&self) -> bool {
         disk(self.index()).is_none_or(|listed| !core::ptr::eq(listed, self))
+    }
+
+    fn losses(&'static self) -> u32 {
+        self.losses.load(Ordering::Acquire)
     }
 
     fn submit(&'static self, mut request: Request) {

@@ -15,6 +15,7 @@ use core::sync::atomic::Ordering;
 
 use super::{Disk, registry};
 use crate::block::device::DeviceEvents;
+use crate::block::node::note_loss;
 use crate::block::request::RequestRecord;
 use crate::block::{BlockError, Operation, watch};
 
@@ -87,6 +88,9 @@ impl Disk {
     }
 
     pub(super) fn latch(&self, why: &str) {
+        // Before anything is read again.
+        self.losses.fetch_add(1, Ordering::AcqRel);
+        note_loss();
         if self.state.fetch_or(LATCHED, Ordering::AcqRel) & LATCHED == 0 {
             log::error!(
                 "{}: write-error: {why}; writes fail until `disk {} reset`",

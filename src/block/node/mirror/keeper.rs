@@ -15,7 +15,7 @@ use core::sync::atomic::Ordering;
 use log::Level;
 
 use super::state::{Status, Wish, ones};
-use super::superblock::{SUPERBLOCK_BYTES, Standing, encode, places};
+use super::superblock::{SUPERBLOCK_BYTES, Standing, data_size, encode, places};
 use super::{ARENA, Mirror, Start, drain_kick};
 use crate::aio;
 use crate::arch;
@@ -110,7 +110,7 @@ pub(super) async fn keep(mirror: &'static Mirror, index: usize, id: NodeId, star
             Task::Close => {
                 mirror.clear(index, true).await;
                 mirror.closing.store(false, Ordering::Release);
-                mirror.answered.set();
+                mirror.closed.set();
             }
             Task::End => {
                 mirror.end_work();
@@ -270,9 +270,12 @@ impl Mirror {
         }
         for slot in ones(slots) {
             let leg_size = self.links[slot].driver().map_or(0, |leg| leg.info().size);
+            // A leg that has shrunk has data where its superblock would stand now.
+            let room = data_size(leg_size);
+            let is_too_small = room == 0 || room < self.state.lock().header.size;
             let (offset, len) = match operation {
                 Operation::Flush => (0, 0),
-                _ if leg_size < 2 * super::superblock::MARGIN => {
+                _ if is_too_small => {
                     self.meta.lock().failed |= 1 << slot;
                     continue;
                 }
@@ -413,6 +416,9 @@ impl Mirror {
             state.failing = 0;
             self.publish(&state);
         }
+        // There is no orderly end any more.
+        self.closing.store(false, Ordering::Release);
+        self.closed.set();
         self.say(
             Level::Error,
             format_args!("no leg takes superblocks: writes fail from now on"),
@@ -509,6 +515,7 @@ impl Mirror {
             state.readable()
         };
         let failed = self.on_legs(index, slots, Operation::Flush, 0, 0).await;
+        self.look_for_losses();
         {
             let mut state = self.state.lock();
             if failed != 0 {

@@ -60,7 +60,7 @@ pub fn add_leg(node: NodeId, leg: NodeId) -> Result<(), Refusal> {
     let attach = async move {
         let name = graph::name(leg).unwrap_or_default();
         let done = match graph::drained_in_coroutine(node).await {
-            Ok(_section) => match mirror.links.iter().position(|l| l.child().is_none()) {
+            Ok(_section) => match mirror.free_slot() {
                 Some(slot) => graph::attach(node, slot, leg),
                 None => Err(refuse(node, BlockError::NoSpace)),
             },
@@ -93,10 +93,10 @@ pub fn drop_leg(node: NodeId, leg: NodeId) -> Result<(), Refusal> {
             return mirror.say(Level::Warn, format_args!("{name} stays: {error}"));
         }
         let done = match graph::drained_in_coroutine(node).await {
-            Ok(_section) => {
-                mirror.state.lock().numbers[slot] = None;
-                graph::detach(node, slot)
-            }
+            Ok(_section) => mirror
+                .forget(slot)
+                .map_err(|error| refuse(leg, error))
+                .and_then(|()| graph::detach(node, slot)),
             Err(error) => Err(refuse(node, error)),
         };
         match done {
@@ -130,10 +130,7 @@ pub fn stop(node: NodeId) -> Result<(), Refusal> {
         if mirror.state.lock().status == Status::Running {
             mirror.close();
             while mirror.closing.load(Ordering::Acquire) {
-                mirror.answered.wait().await;
-                if mirror.closing.load(Ordering::Acquire) {
-                    mirror.answered.clear();
-                }
+                mirror.closed.wait().await;
             }
         }
         // The keeper is about to rest.
@@ -196,32 +193,55 @@ pub async fn rebuild_end(node: NodeId, slot: usize, whole: bool) -> Result<(), B
 
 /// Asks the keeper for a change, and waits for its answer. Whoever finds another one under way waits for its turn.
 async fn wish(mirror: &'static Mirror, wish: Wish) -> Result<(), BlockError> {
-    {
-        let mut state = mirror.state.lock();
-        if !matches!(state.wish, Wish::None | Wish::Answered(_)) {
-            return Err(BlockError::Busy);
-        }
-        state.wish = wish;
-        mirror.answered.clear();
-    }
-    mirror.wake.set();
+    let mut asked = false;
     loop {
-        mirror.answered.wait().await;
         if mirror.gone.load(Ordering::Acquire) {
             return Err(BlockError::NoMedium);
         }
-        let mut state = mirror.state.lock();
-        if let Wish::Answered(result) = state.wish {
-            state.wish = Wish::None;
-            return result;
+        {
+            let mut state = mirror.state.lock();
+            match state.wish {
+                // Nobody takes another's answer: whoever asks waits until the last one has his.
+                Wish::None if !asked => {
+                    state.wish = wish;
+                    asked = true;
+                    mirror.wake.set();
+                }
+                Wish::Answered(result) if asked => {
+                    state.wish = Wish::None;
+                    drop(state);
+                    mirror.answered.set();
+                    return result;
+                }
+                _ => {}
+            }
+            mirror.answered.clear();
         }
-        mirror.answered.clear();
+        mirror.answered.wait().await;
     }
 }
 
 impl Mirror {
+    /// A slot for a further leg: nothing of the last one's is left.
+    fn free_slot(&self) -> Option<usize> {
+        let active = self.state.lock().active;
+        let free = |slot: &usize| self.links[*slot].child().is_none() && active >> *slot & 1 == 0;
+        (0..MAX_LEGS).find(free)
+    }
+
+    /// A leg that is to go has no number any more.
+    fn forget(&self, slot: usize) -> Result<(), BlockError> {
+        let mut state = self.state.lock();
+        if (state.active | state.rebuilding) >> slot & 1 != 0 {
+            // It was filled since it was retired, or is being filled.
+            return Err(BlockError::Busy);
+        }
+        state.numbers[slot] = None;
+        Ok(())
+    }
+
     fn close(&self) {
-        self.answered.clear();
+        self.closed.clear();
         self.closing.store(true, Ordering::Release);
         self.wake.set();
     }
@@ -304,6 +324,7 @@ impl Mirror {
         let bit = 1 << slot;
         if whole && self.state.lock().rebuilding & bit != 0 {
             let failed = self.on_legs(index, bit, Operation::Flush, 0, 0).await;
+            self.look_for_losses();
             let mut state = self.state.lock();
             state.rebuilding &= !failed;
         }

@@ -10,6 +10,7 @@
 //! | `keeper` | the coroutine that writes superblocks: intents, failures, resync |
 //! | `start` | how an array begins |
 //! | `legs` | legs that come, go and are filled; the orderly end |
+//! | `losses` | legs that lose what they had, and go on answering |
 //!
 //! | promise | by |
 //! |---|---|
@@ -27,6 +28,7 @@ pub mod assembly;
 mod histories;
 mod keeper;
 mod legs;
+mod losses;
 mod path;
 pub mod regions;
 mod start;
@@ -42,6 +44,7 @@ pub use self::legs::{
     add_leg, all_closed, close_all, drop_leg, rebuild_begin, rebuild_chunk, rebuild_end, slot_of,
     stop,
 };
+use self::losses::Losses;
 use self::start::Scratch;
 use self::state::State;
 pub use self::state::{Status, Why};
@@ -94,12 +97,15 @@ pub struct Mirror {
     /// The leg that was read last.
     turn: AtomicU8,
     links: [Link; MAX_LEGS],
+    losses: Losses,
     tracked: Tracked,
     state: SpinMutex<State>,
     /// Something is to do for the keeper.
     wake: Event,
-    /// A wish was granted or not, or the array is closed.
+    /// A wish was granted or not, or its answer was taken.
     answered: Event,
+    /// There is no orderly end that anybody waits for.
+    closed: Event,
     /// An orderly end is wanted.
     closing: AtomicBool,
     meta: SpinMutex<Meta>,
@@ -278,10 +284,12 @@ impl Mirror {
             spread: AtomicU8::new(0),
             turn: AtomicU8::new(0),
             links: [const { Link::new() }; MAX_LEGS],
+            losses: Losses::new(),
             tracked: Tracked::new(),
             state: SpinMutex::new(State::new()),
             wake: Event::new(),
             answered: Event::new(),
+            closed: Event::new(),
             closing: AtomicBool::new(false),
             meta: SpinMutex::new(Meta::new()),
             meta_done: Event::new(),
@@ -326,6 +334,7 @@ impl Mirror {
         self.drained.store(false, Ordering::Relaxed);
         self.closing.store(false, Ordering::Relaxed);
         self.answered.set();
+        self.closed.set();
         self.place.give_back();
     }
 }
@@ -401,6 +410,7 @@ impl NodeDriver for Mirror {
     fn child_changed(&'static self) {
         let info = self.info();
         self.fast_zeroes.store(info.fast_zeroes, Ordering::Relaxed);
+        self.forget_losses_of_idle();
     }
 
     fn drain_begin(&'static self) {

@@ -112,6 +112,7 @@ impl Mirror {
         let plain = state.writes == 0 && state.status == Status::Running && !self.unsynced(state);
         let legs = if plain { state.readable() } else { 0 };
         self.spread.store(legs, Ordering::Relaxed);
+        self.losses.trust(state.readable());
     }
 
     /// Whether legs may differ anywhere.
@@ -222,6 +223,8 @@ impl Mirror {
         let leg = {
             let mut state = self.state.lock();
             let skip = state.failing;
+            // What a failed array has not recorded may be missing on a leg that the next start reads.
+            let failed = state.status == Status::Failed && frame.operation != Operation::Read;
             let visit = &mut state.visits[place];
             visit.left &= !skip;
             match ones(visit.left).next() {
@@ -231,7 +234,8 @@ impl Mirror {
                     Some(leg)
                 }
                 None => {
-                    request.result = visit.error.map_or(Ok(()), Err);
+                    let error = visit.error.or(failed.then_some(BlockError::Io));
+                    request.result = error.map_or(Ok(()), Err);
                     if state.failing != 0 && state.status == Status::Running {
                         // Not before the failure is recorded on the other legs.
                         state.held.push(request);
@@ -308,7 +312,8 @@ impl Mirror {
         {
             let mut state = self.state.lock();
             let leg = state.visits[place].leg;
-            if request.result.is_err() {
+            // Also one that has lost something since it was asked.
+            if request.result.is_err() || state.readable() >> leg & 1 == 0 {
                 state.visits[place].bad |= 1 << leg;
                 drop(state);
                 self.read_next(request);
@@ -340,9 +345,13 @@ impl Mirror {
 
     /// A leg has answered.
     pub(super) fn answered(&'static self, mut request: Request) -> Ascent {
+        // An error says by itself that its leg has failed.
+        if request.result.is_ok() {
+            self.look_for_losses();
+        }
         let stage = request.frame().stage;
         match stage & KINDS {
-            READ if request.result.is_ok() => {
+            READ if request.result.is_ok() && !self.losses.is_suspect(stage) => {
                 request.leave();
                 return Ascent::Up(request);
             }

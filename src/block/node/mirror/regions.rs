@@ -31,6 +31,16 @@ impl Regions {
         (0..count).for_each(|region| self.insert(region));
     }
 
+    /// Takes all out but the first `count`.
+    pub fn truncate(&mut self, count: u64) {
+        for (index, word) in self.words.iter_mut().enumerate() {
+            let left = count.saturating_sub(index as u64 * 64);
+            if left < 64 {
+                *word &= (1 << left) - 1;
+            }
+        }
+    }
+
     /// Whether the region is in it.
     #[inline]
     pub fn has(&self, region: u64) -> bool {

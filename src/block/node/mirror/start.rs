@@ -56,6 +56,7 @@ impl Mirror {
 
     /// Reads superblocks and writes new ones; then the array serves.
     pub(super) async fn start(&'static self, index: usize, start: Start) -> Result<(), Why> {
+        self.forget_losses();
         let slots = self.infos().fold(0, |slots, (slot, _)| slots | 1 << slot);
         self.scratch.lock().found = [None; MAX_LEGS];
         for place in 0..2 {
@@ -127,6 +128,8 @@ impl Mirror {
                     scratch.found[slot] = Some(Found { number, header });
                     scratch.intent[slot].clear();
                     add_intent(block, &mut scratch.intent[slot]);
+                    // What a disk says is not to be trusted: no region is beyond the end.
+                    scratch.intent[slot].truncate(header.regions());
                 }
             });
         }

@@ -228,6 +228,8 @@ impl State {
             return true;
         }
         if self.readable() == bit {
+            // The one that is being filled may have what this one now lacks.
+            self.rebuilding = 0;
             return false;
         }
         // One that is no active leg any more has been recorded.

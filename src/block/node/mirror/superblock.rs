@@ -30,6 +30,9 @@ pub const MIN_REGION: u64 = 1 << 20;
 /// Events that a header remembers.
 pub const LOG: usize = 16;
 
+/// Most bytes of data: whatever is computed of regions and places overflows nothing.
+const MAX_SIZE: u64 = 1 << 62;
+
 const MAGIC: [u8; 8] = *b"IrnMirr\x01";
 const VERSION: u32 = 1;
 const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
@@ -343,7 +346,7 @@ fn makes_sense(number: u8, header: &Header) -> bool {
         && header.region >= MIN_REGION
         && header.size > 0
         && header.size.is_multiple_of(MARGIN)
-        && header.size <= u64::MAX - 2 * MARGIN
+        && header.size <= MAX_SIZE
         && header.regions() <= MIRROR_REGIONS as u64
         && header.now.event > 0
         && header.now.event < u64::MAX / 2
