@@ -272,6 +272,25 @@ impl Oracle {
         Ok(())
     }
 
+    /// Whether something may be in a sector that was read at some moment from `from` to `to`.
+    pub fn may_have_been(
+        &self,
+        disk: usize,
+        lba: u64,
+        sector: &[u8],
+        (from, to): (u64, u64),
+    ) -> Result<(), String> {
+        let what = "as of an earlier moment";
+        let version = self.may_be(disk, lba, sector, what, |over| over.done < from)?;
+        let entries = &self.sectors[disk][lba as usize];
+        if entries.is_empty() || entries.iter().any(|e| e.version == version && e.sent <= to) {
+            return Ok(());
+        }
+        Err(format!(
+            "disk {disk} sector {lba}: write {version} is from a later moment"
+        ))
+    }
+
     /// Whether a sector may hold this after a power cut.
     pub fn may_survive(&self, disk: usize, lba: u64, sector: &[u8]) -> Result<(), String> {
         self.may_be(disk, lba, sector, "found after the cut", |over| {

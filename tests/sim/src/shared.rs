@@ -14,7 +14,7 @@ const MESSAGE: usize = 1024;
 const DISKS: usize = 3;
 
 /// What a power cut can fall into; from `MIRRORS` on, only on a machine with a mirror.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 18] = [
     "drain",
     "move",
     "FUA",
@@ -30,6 +30,9 @@ pub const KINDS: [&str; 15] = [
     "assembly",
     "rebuild",
     "the end of a rebuild",
+    "mirror job",
+    "pivot",
+    "backup",
 ];
 pub const MIRRORS: usize = 5;
 

@@ -2,6 +2,7 @@
 
 use ironthread::block::DiskState;
 
+use super::jobs::Jobs;
 use super::life::{World, legs};
 use super::members::Members;
 use super::past::Past;
@@ -13,6 +14,7 @@ use crate::life::on;
 pub struct Actions {
     sections: Sections,
     pub members: Members,
+    pub jobs: Jobs,
     winding_up: bool,
 }
 
@@ -21,16 +23,22 @@ impl Actions {
         Self {
             sections: Sections::default(),
             members: Members::default(),
+            jobs: Jobs::new(),
             winding_up: false,
         }
     }
 
     pub fn is_over(&self) -> bool {
-        self.winding_up && self.sections.is_over() && self.members.is_over()
+        self.winding_up && self.sections.is_over() && self.members.is_over() && self.jobs.is_over()
     }
 
     pub fn describe(&self) -> String {
-        format!("{}, {}", self.sections.describe(), self.members.describe())
+        format!(
+            "{}, {}, {}",
+            self.sections.describe(),
+            self.members.describe(),
+            self.jobs.describe()
+        )
     }
 
     /// One of them, by chance.
@@ -44,6 +52,7 @@ impl Actions {
         match what {
             0..5 => self.fail(world, disk),
             5..12 => self.repair(world, disk),
+            20..26 => self.jobs.some(world, None),
             12..20 => self.members.some(world, past),
             50.. => self.sections.some(world),
             _ => {}
@@ -103,11 +112,9 @@ impl Actions {
             return;
         }
         match wanted {
-            Steps::UNRECORDED..=Steps::RECORDED => {
-                if world.active().count_ones() > 1 {
-                    let disk = world.random.below(2);
-                    self.fail(world, disk);
-                }
+            Steps::UNRECORDED..=Steps::RECORDED if world.active().count_ones() > 1 => {
+                let disk = world.random.below(2);
+                self.fail(world, disk);
             }
             Steps::REBUILD | Steps::REBUILD_END => {
                 if world.active().count_ones() > 1 && self.members.is_over() {
@@ -117,6 +124,10 @@ impl Actions {
                 for disk in 0..world.disks.len() {
                     self.repair(world, disk);
                 }
+            }
+            Steps::MIRROR_JOB..=Steps::BACKUP => {
+                self.jobs.some(world, Some(wanted));
+                world.pass(100_000_000);
             }
             Steps::CLEAR => {
                 // Regions that nobody writes to any more lose their bits after a while.
@@ -128,15 +139,16 @@ impl Actions {
     }
 
     /// After each step.
-    pub fn look(&mut self, _world: &mut World, _past: &mut Past) -> Result<(), String> {
+    pub fn look(&mut self, world: &mut World, _past: &mut Past) -> Result<(), String> {
         self.members.look();
-        Ok(())
+        self.jobs.look(world)
     }
 
     /// Towards the end.
     pub fn wind_up(&mut self, world: &mut World) {
         self.winding_up = true;
         self.sections.wind_up();
+        self.jobs.wind_up();
         for disk in 0..world.disks.len() {
             self.repair(world, disk);
         }

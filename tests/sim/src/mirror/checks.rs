@@ -9,7 +9,7 @@ use super::actions::Actions;
 use super::array::{self, Role};
 use super::life::{SimDisk, World, legs};
 use super::past::Past;
-use super::{DATA, STRIDE, steps};
+use super::{DATA, SPARE, STRIDE, steps};
 use crate::client::Phase;
 use crate::client::raw::Raw;
 use crate::device::Port;
@@ -31,6 +31,21 @@ impl World {
         let Some(node) = self.array else {
             return Ok(());
         };
+        if let Some(target) = self.target
+            && self.moved.is_none()
+            && self
+                .backends()
+                .all(|backend| backend.root() == Some(target))
+        {
+            self.trace.note("pivot", [0; 4]);
+            self.moved = Some(target);
+        }
+        if !self.is_spare() {
+            self.backup = None;
+        }
+        if self.moved.is_some() && self.disks[SPARE].port.state().faults > 0 {
+            self.faults.count[0] = self.fault_count();
+        }
         let (before, there) = (self.active(), self.with_role(|_| true));
         self.info = array::info(node);
         let active = self.active();
@@ -101,6 +116,15 @@ impl World {
         if self.array.is_none() {
             return Ok(());
         }
+        if let Some((from, to)) = self.backup {
+            for (lba, _, _) in self.oracle.survivors(0) {
+                let bytes = shared.images[SPARE].sector(DATA + lba as usize);
+                self.oracle.may_have_been(0, lba, bytes, (from, to))?;
+            }
+        }
+        if self.moved.is_some() {
+            return self.lose_power_moved(shared);
+        }
         let active = self.active();
         let mut sectors = self.oracle.survivors(0);
         let marked = |leg: usize| steps::marked(&shared.images[leg], shared.sizes[leg] as usize);
@@ -135,6 +159,34 @@ impl World {
         }
         past.active = active;
         past.settled = settled && doubtful == 0;
+        Ok(())
+    }
+
+    /// The same when the users have gone to the third disk.
+    fn lose_power_moved(&mut self, shared: &mut Shared) -> Result<(), String> {
+        let mut sectors = self.oracle.survivors(0);
+        for (lba, _, read) in &mut sectors {
+            let bytes = shared.images[SPARE].sector(DATA + *lba as usize);
+            self.oracle
+                .may_survive(0, *lba, bytes)
+                .map_err(|why| format!("after the pivot: {why}"))?;
+            let holds = parse(bytes, 0, *lba)?;
+            read.take_if(|read| *read != holds);
+        }
+        shared.past.write(self.line, &sectors);
+        shared.past.moved = self.line + 1;
+        Ok(())
+    }
+
+    /// Whether a backup that is done holds what was there at its moment.
+    pub fn check_backup(&self, held: impl Fn(&Self, usize) -> Vec<u8>) -> Result<(), String> {
+        let moment = self.backup.expect("a backup");
+        for (lba, _, _) in self.oracle.survivors(0) {
+            let bytes = held(self, lba as usize);
+            self.oracle
+                .may_have_been(0, lba, &bytes, moment)
+                .map_err(|why| format!("backup: {why}"))?;
+        }
         Ok(())
     }
 
@@ -207,6 +259,14 @@ impl World {
                     "{left:?} requests are in flight or parked at the end"
                 ));
             }
+        }
+        if self.moved.is_some() {
+            let now = self.oracle.now();
+            for (lba, _, _) in self.oracle.survivors(0) {
+                let sector = self.disks[SPARE].port.state().read(DATA + lba as usize, 1);
+                self.oracle.may_read(0, lba, &sector, now)?;
+            }
+            return Ok(());
         }
         // Nothing is under way: legs that are active are equal, and hold what a read may find.
         let now = self.oracle.now();

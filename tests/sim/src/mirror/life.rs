@@ -9,10 +9,11 @@ use ironthread::virtio::dma::DMA;
 
 use super::actions::Actions;
 use super::array::{self, Info, Role};
+use super::jobs;
 use super::past::{Past, Sector};
 use super::start::Start;
 use super::steps::Steps;
-use super::{DATA, LARGEST, LEG_PAGES, LEGS, MIB, STRIDE};
+use super::{DATA, LARGEST, LEG_PAGES, LEGS, MIB, SPARE, STRIDE};
 use crate::client::raw::{Place, Raw};
 use crate::client::{Around, Client, Faults, Target, Wish};
 use crate::device::{Model, PAGE, Port};
@@ -78,6 +79,11 @@ pub struct World {
     pub sectors: usize,
     /// The array, once it is there.
     pub array: Option<NodeId>,
+    /// The part of the third disk that its users have gone to, or copies go to.
+    pub moved: Option<NodeId>,
+    pub(super) target: Option<NodeId>,
+    /// A backup is on the third disk, and was begun at some moment from, to.
+    pub(super) backup: Option<(u64, u64)>,
     /// What it said of itself after the last step.
     pub info: Info,
     /// Its line.
@@ -189,6 +195,9 @@ impl World {
             block: u64::from(machine.disks[0].0.block) / SECTOR as u64,
             sectors: machine.sectors,
             array: None,
+            moved: None,
+            target: None,
+            backup: None,
             info: Info::default(),
             line: 0,
             epoch: None,
@@ -245,7 +254,7 @@ impl World {
                 continue;
             }
             actions.provoke(wanted, self, &mut shared.past);
-            let during = steps.during(self);
+            let during = steps.during(self) | actions.jobs.during();
             if last && self.array.is_some()
                 || !last && wanted == Steps::COUNT
                 || !last && during & 1 << wanted != 0 && steps.is_ripe(wanted, self)
@@ -256,10 +265,23 @@ impl World {
         if last && self.array.is_some() {
             self.come_to_rest(&mut actions, &mut shared.past)?;
         } else if !last {
-            shared.cuts |= steps.during(self) << crate::shared::MIRRORS;
+            shared.cuts |= (steps.during(self) | actions.jobs.during()) << crate::shared::MIRRORS;
         }
         let settled = !self.info.failing && !self.info.failed && !start.under_way();
         self.lose_power(settled, shared)
+    }
+
+    /// Whether the third disk is free.
+    pub fn is_spare(&self) -> bool {
+        self.disks.len() > SPARE && self.with_role(|_| true) >> SPARE & 1 == 0
+    }
+
+    /// What copies go to.
+    pub fn target(&mut self) -> NodeId {
+        let (disk, sectors) = (self.disks[SPARE].disk.node(), self.sectors);
+        *self
+            .target
+            .get_or_insert_with(|| jobs::target(disk, sectors))
     }
 
     /// Of all users of the array.

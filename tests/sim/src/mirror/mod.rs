@@ -6,6 +6,7 @@
 mod actions;
 mod array;
 mod checks;
+mod jobs;
 mod life;
 mod members;
 pub mod past;
@@ -22,6 +23,8 @@ use crate::oracle::SECTOR;
 pub const LEGS: usize = 3;
 /// Lives of a seed: all but the last end with a power cut.
 pub const LIVES: u32 = 4;
+/// The disk that copies go to, when it is no leg.
+const SPARE: usize = 2;
 const MIB: usize = 1 << 20;
 /// Largest array, in MiB.
 const LARGEST: usize = 4;

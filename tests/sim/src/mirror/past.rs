@@ -43,6 +43,8 @@ pub struct Past {
     pub created: bool,
     /// Somebody has used force.
     pub forced: bool,
+    /// Users have gone to the third disk; its line, plus 1.
+    pub moved: u32,
     /// The members did not change when the last life ended.
     pub settled: bool,
     /// Disks that were active legs then, one bit each.
@@ -70,6 +72,7 @@ impl Past {
         self.created = false;
         self.forced = false;
         self.settled = false;
+        self.moved = 0;
         self.active = 0;
         for leg in &mut self.legs {
             *leg = Leg {

@@ -15,6 +15,8 @@ use crate::shared::Shared;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attempt {
     Create,
+    /// The users are on the third disk, there is no array.
+    Moved,
     /// Of these disks.
     Assemble {
         legs: u32,
@@ -37,7 +39,9 @@ impl Start {
     pub fn new(random: &mut Random, past: &Past, disks: usize) -> Self {
         let members = past.members();
         let count = members.count_ones() as usize;
-        let next = if !past.created {
+        let next = if past.moved != 0 {
+            Attempt::Moved
+        } else if !past.created {
             Attempt::Create
         } else {
             let chosen = match random.below(10) {
@@ -96,6 +100,7 @@ impl Start {
                 }
                 Ok(())
             }
+            (Attempt::Moved, _) => Err("nothing was started".into()),
             (Attempt::Create, Err(why)) => Err(format!("no array is made: {why:?}")),
             (Attempt::Assemble { legs, force: true }, Ok(node)) => {
                 let sectors = held(legs, &past.read(line), shared);
@@ -135,6 +140,14 @@ impl Start {
         };
         let mut line = 0;
         let (nodes, how) = match attempt {
+            Attempt::Moved => {
+                let target = world.target();
+                let line = shared.past.moved - 1;
+                let sectors = shared.past.read(line);
+                world.moved = Some(target);
+                world.assembled(target, line, &sectors, &mut shared.past);
+                return Ok(());
+            }
             Attempt::Create => {
                 let how = How::Create {
                     equal: world.random.chance(3, 4),

@@ -53,6 +53,9 @@ impl Steps {
     pub const ASSEMBLY: usize = 7;
     pub const REBUILD: usize = 8;
     pub const REBUILD_END: usize = 9;
+    pub const MIRROR_JOB: usize = 10;
+    pub const PIVOT: usize = 11;
+    pub const BACKUP: usize = 12;
 
     /// After each step.
     pub fn look(&mut self, world: &World, assembling: bool) {
@@ -98,10 +101,19 @@ impl Steps {
 
     /// Whether the power fails now that it may, for that kind.
     pub fn is_ripe(&self, wanted: usize, world: &mut World) -> bool {
-        // The worst moment is when all legs have the superblock and none has flushed it.
-        let worst = wanted != Self::CLEAR
-            || legs(world.active()).all(|leg| world.disks[leg].port.state().flushing());
-        world.random.chance(1, if worst { 6 } else { 60 })
+        let of = match wanted {
+            // The worst moment is when all legs have the superblock and none has flushed it.
+            Self::CLEAR
+                if !legs(world.active()).all(|leg| world.disks[leg].port.state().flushing()) =>
+            {
+                60
+            }
+            // What lasts is cut at any time of it.
+            Self::RESYNC | Self::PIVOT => 40,
+            Self::REBUILD | Self::MIRROR_JOB | Self::BACKUP => 150,
+            _ => 6,
+        };
+        world.random.chance(1, of)
     }
 
     /// One bit for each of the kinds that only a machine with a mirror has.
