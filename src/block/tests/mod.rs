@@ -50,6 +50,7 @@ mod scans;
 mod spares;
 mod tables;
 mod threads;
+mod threads_copies;
 mod threads_nodes;
 mod throttle;
 mod throttle_catalogue;
