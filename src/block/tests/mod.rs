@@ -24,6 +24,7 @@ mod job_cuts;
 mod job_mirror;
 mod jobs;
 mod jobs_random;
+mod jobs_random_copies;
 mod jobs_rig;
 mod kinds;
 mod layered;
