@@ -55,7 +55,7 @@ use crate::aio::{self, Event};
 use crate::arch::{self, CoreId};
 use crate::block::graph::{self, Access, Link, Permissions, Reason, Refusal};
 use crate::block::tracked::Tracked;
-use crate::block::{BlockError, Request, core_state, drain_kick};
+use crate::block::{BlockError, Operation, Request, core_state, drain_kick};
 use crate::config::{MIRRORS, SPARES_PER_CORE};
 use crate::sync::{IrqLock, PAGE_SIZE, PageArena};
 
@@ -379,7 +379,11 @@ impl NodeDriver for Mirror {
         if arch::current_core() != Some(home) {
             return core_state::forward(home, request, self);
         }
-        self.enter(request);
+        if request.operation == Operation::Read {
+            self.enter_read(request, home);
+        } else {
+            self.enter(request, home);
+        }
     }
 
     fn block_status(&self, _offset: u64, len: u64) -> BlockStatus {

@@ -19,6 +19,7 @@ use super::Mirror;
 use super::start::lowest;
 use super::state::{State, Status, Visit, ones, regions_of};
 use super::superblock::MARGIN;
+use crate::arch::CoreId;
 use crate::block::node::Ascent;
 use crate::block::request::{RequestFlags, complete};
 use crate::block::tracked::PLACE_MASK;
@@ -41,12 +42,9 @@ fn place_of(request: &Request) -> usize {
 }
 
 impl Mirror {
-    /// A request from above, on the core of the node's context.
-    pub(super) fn enter(&'static self, mut request: Request) {
-        let core = self.home();
-        if request.operation == Operation::Read {
-            return self.enter_read(request);
-        }
+    /// What is no read, from above, on the core of the node's context.
+    #[inline(never)]
+    pub(super) fn enter(&'static self, mut request: Request, core: CoreId) {
         let fast_zeroes = self.fast_zeroes.load(Ordering::Relaxed);
         if request.flags.contains(RequestFlags::FAST_ZERO) && !fast_zeroes {
             return complete(request, Err(BlockError::NotSupported));
@@ -120,14 +118,15 @@ impl Mirror {
         state.active.count_ones() > 1 && !state.unsynced.is_empty()
     }
 
+    /// A read from above, on the core of the node's context.
     #[inline]
-    fn enter_read(&'static self, mut request: Request) {
+    pub(super) fn enter_read(&'static self, mut request: Request, core: CoreId) {
         let legs = self.spread.load(Ordering::Relaxed);
         let leg = match self.next_leg(legs) {
             Some(leg) if !request.flags.contains(RequestFlags::REBUILD) => leg,
             _ => return self.read_slowly(request),
         };
-        if !request.push_frame(self, self.home(), READ | leg) {
+        if !request.push_frame(self, core, READ | leg) {
             return complete(request, Err(BlockError::NoMemory));
         }
         request.offset += MARGIN;
