@@ -31,6 +31,8 @@ mod layered;
 mod load;
 mod lost_writes;
 mod mirror;
+mod mirror_cuts;
+mod mirror_faults;
 mod mirror_legs;
 mod model;
 mod moves;

@@ -8,6 +8,7 @@
 //! | `state` | what a running array knows |
 //! | `path` | the way of a request |
 //! | `keeper` | the coroutine that writes superblocks: intents, failures, resync |
+//! | `meta` | the keeper's own requests |
 //! | `start` | how an array begins |
 //! | `legs` | legs that come, go and are filled; the orderly end |
 //! | `losses` | legs that lose what they had, and go on answering |
@@ -29,6 +30,7 @@ mod histories;
 mod keeper;
 mod legs;
 mod losses;
+mod meta;
 mod path;
 pub mod regions;
 mod start;
@@ -39,12 +41,12 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use spin::mutex::SpinMutex;
 
-use self::keeper::Meta;
 pub use self::legs::{
     add_leg, all_closed, close_all, drop_leg, rebuild_begin, rebuild_chunk, rebuild_end, slot_of,
     stop,
 };
 use self::losses::Losses;
+use self::meta::Meta;
 use self::start::Scratch;
 use self::state::State;
 pub use self::state::{Status, Why};
