@@ -471,6 +471,11 @@ fn legs_that_do_not_belong_together_are_refused() {
         );
     }
     assert_eq!(assemble(&[pair[1]], false), Err(Trouble::TooFew(0)));
+    // Without a leg that is known to be stale nobody need force anything, but it is an event.
+    let mut alone = header;
+    alone.members[1].standing = Standing::Stale;
+    let start = assemble(&[leg(0, alone)], false).expect("all active ones are there");
+    assert_eq!((start.beyond, start.forced), (Some(1), false));
     // Forced, what does not belong is left out, and that is an event.
     for odd in [None, leg(1, other)] {
         let forced = assemble(&[pair[0], odd], true).expect("forced");
