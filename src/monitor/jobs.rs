@@ -148,7 +148,8 @@ fn create(kind: &Kind, words: &mut Words<'_>, out: &mut dyn Write) -> Result<Out
         transaction: with.as_ref(),
     };
     match (kind.create)(&nodes, &common, &mut options).ok_or(WRONG)? {
-        Ok(job) => writeln!(out, "{}: begun; see 'info jobs'", job.id())?,
+        Ok(job) if job.exists() => writeln!(out, "{}: begun; see 'info jobs'", job.id())?,
+        Ok(_) => writeln!(out, "error: it was not started; the log says why")?,
         Err(why) => writeln!(out, "error: {why}")?,
     }
     Ok(Outcome::Done)

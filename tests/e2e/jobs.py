@@ -156,3 +156,43 @@ def test_backup_under_load(context):
             rounds.say(f"export del {name} hard")
 
     beside(context, "backup", disks, begin, plan)
+
+
+def test_jobs_bad_input(context):
+    """What cannot be is refused in one line, and nothing has changed."""
+    if STANDIN:
+        return
+    disks = [Disk(context.image(f"bad{n}.img", size * MIB), f"bad{n}") for n, size in enumerate((8, 8, 4, 1))]
+    with context.machine(disks, cores=2, name="bad-jobs") as machine:
+        for number in (1, 2, 3):
+            typed(machine, f"export del vd{number} hard")
+        typed(machine, "node insert dirty d above vd1")
+        while "looked at" in typed(machine, "info partitions"):
+            time.sleep(0.05)
+        before = typed(machine, "info nodes")
+        for line in ("mirror", "mirror create m", "mirror create 1m vd1 vd2", "mirror create vd0 vd1 vd2", "mirror create m vd1 vd1", "mirror create m vd1 d",
+                     "mirror create m vd1 vd9", "mirror create m vd0 vd1", "mirror add m vd1",
+                     "mirror drop vd0 vd1", "mirror stop vd0", "mirror assemble m", "job", "job mirror vd1", "job mirror vd1 vd1",
+                     "job mirror vd1 vd9", "job mirror vd0 vd2", "job mirror vd1 vd0", "job mirror vd1 vd2 id=1x",
+                     "job mirror vd1 vd2 id=", "job mirror vd2 vd1 speed=x", "job mirror vd2 vd1 on-source-error=pray",
+                     "job mirror vd2 vd1 granularity=3", "job backup vd1", "job backup vd0 vd2", "job backup vd2 vd0", "job backup vd2 vd1 with=nobody",
+                     "job rebuild vd0 vd1", "job rebuild vd0", "job pause nobody", "job cancel", "job cancel nobody", "job speed nobody 1m",
+                     "job complete nobody", "job finalize nobody", "job dismiss nobody", "bitmap add vd1 b", "bitmap add d b granularity=1",
+                     "bitmap add d b granularity=5000", "bitmap del d nobody", "bitmap clear d nobody"):
+            text = machine.console(line)
+            check(text.count("error:") == 1, f"{line}: {text!r}")
+        # These are known only when the legs have been read: the log says why.
+        for line in ("mirror assemble m vd1 vd2", "mirror create m vd3", "mirror create m vd1 vd3", "mirror create m vd1 vd2 region=3k"):
+            begin = len(machine.text)
+            text = machine.console(line)
+            if "error:" not in text:
+                machine.expect(r"(warning|error): m: no array", 20, begin)
+            until(machine, "info mirrors", "no mirrors")
+        check("no jobs" in typed(machine, "info jobs"), "a job was made")
+        after = typed(machine, "info nodes")
+        check(after == before, f"before: {before}\nafter: {after}")
+        loop = nbd.Loop()
+        client = machine.connect(loop)
+        client.write(0, b"well" * 1024)
+        client.close()
+        machine.power_off()

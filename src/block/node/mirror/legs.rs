@@ -11,7 +11,7 @@ use log::Level;
 
 use super::state::{Status, Wish};
 use super::superblock::{MAX_LEGS, Member, Standing, data_size};
-use super::{ARENA, Mirror, fits, of};
+use super::{ARENA, Mirror, apart, fits, of};
 use crate::aio;
 use crate::block::graph::{self, Reason, Refusal};
 use crate::block::node::{NodeDriver, NodeId};
@@ -44,6 +44,9 @@ pub fn slot_of(node: NodeId, leg: NodeId) -> Option<usize> {
 pub fn add_leg(node: NodeId, leg: NodeId) -> Result<(), Refusal> {
     let mirror = mirror_of(node)?;
     fits(leg)?;
+    for (_, other) in graph::children(node) {
+        apart(leg, &[other])?;
+    }
     let (running, size) = {
         let state = mirror.state.lock();
         (state.status == Status::Running, state.header.size)

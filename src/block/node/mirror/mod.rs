@@ -130,15 +130,16 @@ const LEGS_AT_START: core::ops::RangeInclusive<usize> = 1..=MAX_LEGS;
 /// its legs make no array it says so in the log and is deleted. Main loop only.
 ///
 /// # Errors
-/// No mirror left, a bad number of legs, legs that need spare records or have blocks larger than 4 KiB; those of [`graph::add`] and
+/// No mirror left, a bad number of legs, a leg twice or on another one, legs that need spare records or have blocks larger than 4 KiB; those of [`graph::add`] and
 /// [`graph::attach`].
 pub fn create(name: &str, legs: &[NodeId], start: Start) -> Result<NodeId, Refusal> {
     let refuse = |error| Err(Refusal::new(name, Reason::Node(error)));
     if !LEGS_AT_START.contains(&legs.len()) {
         return refuse(BlockError::Invalid);
     }
-    for leg in legs {
+    for (slot, leg) in legs.iter().enumerate() {
         fits(*leg)?;
+        apart(*leg, &legs[..slot])?;
     }
     let mirror = instance::take(&ARENA, |mirror| &mirror.place, "mirrors")?;
     let index = ARENA
@@ -171,6 +172,17 @@ fn fits(leg: NodeId) -> Result<(), Refusal> {
         return Err(Refusal::new(&name, Reason::Node(BlockError::NotSupported)));
     }
     Ok(())
+}
+
+/// Whether a leg shares nothing with others: what fails one must not be all of them.
+fn apart(leg: NodeId, others: &[NodeId]) -> Result<(), Refusal> {
+    let shared = others
+        .iter()
+        .find(|other| graph::stands_on(leg, **other) || graph::stands_on(**other, leg));
+    shared.map_or(Ok(()), |other| {
+        let name = |id| graph::name(id).unwrap_or_default();
+        Err(Refusal::new(&name(leg), Reason::InUse(name(*other))))
+    })
 }
 
 fn of(id: NodeId) -> Option<&'static Mirror> {
