@@ -297,6 +297,7 @@ fn a_write_that_fails_on_the_last_leg_ends_the_rebuild() {
         "it may have what the other lacks"
     );
     legs.devices[0].set_automatic(true);
+    on(0, || job.dismiss()).unwrap();
     rig.finish();
 }
 
@@ -308,6 +309,7 @@ fn one_array_has_one_rebuild() {
     assert!(on(0, || begin(&legs)).is_err());
     rig.settle();
     assert_eq!(first.result(), Ok(()));
+    on(0, || first.dismiss()).unwrap();
     rig.finish();
 }
 
@@ -331,5 +333,8 @@ fn who_asks_while_another_change_of_the_legs_is_made_waits() {
         (again.state(), again.result()),
         (job::State::Concluded, Ok(()))
     );
+    for job in [job, again] {
+        on(0, || job.dismiss()).unwrap();
+    }
     rig.finish();
 }
