@@ -294,8 +294,9 @@ impl NodeDriver for Dirty {
     }
 
     fn permissions(&self, _slot: usize, above: Permissions) -> Permissions {
-        // While nobody uses it, it promises nothing: so it can be made under writers, and inserted below them.
-        if above.needs.is_empty() {
+        // While nobody uses it, it promises nothing: so it can be made under writers, and inserted below them. A job that holds it
+        // misses what is written past it, also while its users are gone.
+        if above.needs.is_empty() && !self.held.load(Ordering::Relaxed) {
             return above;
         }
         Permissions {

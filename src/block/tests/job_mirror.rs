@@ -430,3 +430,25 @@ fn a_mirror_and_a_backup_of_one_source_do_not_disturb_each_other() {
         rig.finish();
     }
 }
+
+#[test]
+fn nobody_writes_past_a_mirrors_filter_also_while_it_has_no_users() {
+    let mut rig = rig(2);
+    let d = two_disks(&mut rig, MIB, 9);
+    let job = begin(What::Mirror, &d, KEPT).unwrap();
+    d.storm(&rig, is(job, State::Ready));
+    rig.opened.clear();
+    on(0, || {
+        d.backend.drain_begin(crate::aio::Callback::new(&ignore, 0))
+    })
+    .unwrap();
+    d.run(&rig);
+    on(0, || d.backend.delete()).unwrap();
+    let writer = || on(0, || Backend::create(&unique("w"), "test", d.nodes[0]));
+    assert_eq!(writer().err(), Some(BlockError::Busy));
+    on(0, || job.cancel(true)).unwrap();
+    d.run(&rig);
+    assert_eq!(ended(job), Err(BlockError::Cancelled));
+    rig.opened.push(writer().unwrap());
+    rig.finish();
+}
