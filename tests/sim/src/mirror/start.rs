@@ -139,7 +139,7 @@ impl Start {
             all.map(|leg| world.disks[leg].disk.node()).collect()
         };
         let mut line = 0;
-        let (nodes, how) = match attempt {
+        let (mut nodes, how) = match attempt {
             Attempt::Moved => {
                 let target = world.target();
                 let line = shared.past.moved - 1;
@@ -177,6 +177,10 @@ impl Start {
                 (nodes(set), How::Assemble { force })
             }
         };
+        // Which comes first is nobody's promise.
+        if attempt != Attempt::Create && world.random.chance(1, 2) {
+            nodes.reverse();
+        }
         let starting = on(0, || Starting::begin(&nodes, how));
         world.trace.note("start", [self.number as u64, 0, 0, 0]);
         if world.trace.show {
