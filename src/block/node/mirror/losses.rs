@@ -74,10 +74,16 @@ impl Mirror {
         }
     }
 
+    /// Whether any node has lost something since it was last looked.
+    #[inline]
+    pub(super) fn may_have_lost(&self) -> bool {
+        self.losses.seen.load(Ordering::Relaxed) != all_losses()
+    }
+
     /// Looks for losses, where there are any new ones at all.
     #[inline]
     pub(super) fn look_for_losses(&self) {
-        if self.losses.seen.load(Ordering::Relaxed) != all_losses() {
+        if self.may_have_lost() {
             self.note_losses();
         }
     }

@@ -343,7 +343,19 @@ impl Mirror {
     }
 
     /// A leg has answered.
+    #[inline]
     pub(super) fn answered(&'static self, mut request: Request) -> Ascent {
+        let stage = request.frame().stage;
+        let plain = request.result.is_ok() && stage & KINDS == READ;
+        if plain && !self.may_have_lost() && !self.losses.is_suspect(stage) {
+            request.leave();
+            return Ascent::Up(request);
+        }
+        self.answered_otherwise(request)
+    }
+
+    #[inline(never)]
+    fn answered_otherwise(&'static self, mut request: Request) -> Ascent {
         // An error says by itself that its leg has failed.
         if request.result.is_ok() {
             self.look_for_losses();
