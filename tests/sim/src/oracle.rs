@@ -157,6 +157,11 @@ impl Oracle {
         }
     }
 
+    /// Whether nothing was written to a sector since the start.
+    pub fn is_as_found(&self, disk: usize, lba: u64) -> bool {
+        self.sectors[disk][lba as usize].iter().all(|e| e.op == 0)
+    }
+
     /// What may be in each sector of a disk that was ever written after a power cut: which values, and what was read last if that
     /// still holds.
     pub fn survivors(&self, disk: usize) -> Vec<(u64, Vec<u32>, Option<u32>)> {

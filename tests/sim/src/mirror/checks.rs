@@ -126,11 +126,13 @@ impl World {
             return self.lose_power_moved(shared);
         }
         let active = self.active();
+        // The same legs without a fault: then it is the same one that is read where they differ.
+        let well = self.fault_count() == 0;
         let mut sectors = self.oracle.survivors(0);
         let marked = |leg: usize| steps::marked(&shared.images[leg], shared.sizes[leg] as usize);
         let marked: Vec<_> = legs(active).filter_map(marked).collect();
         for (lba, _, read) in &mut sectors {
-            let mut first = None;
+            let (mut first, mut found) = (None, false);
             for leg in legs(active) {
                 let bytes = shared.images[leg].sector(DATA + *lba as usize);
                 self.oracle
@@ -143,9 +145,13 @@ impl World {
                         "sector {lba}: legs differ, and no superblock says so"
                     ));
                 }
+                found |= *read == Some(holds);
                 // Legs that do not agree may be read from another one next time, if this one is not there.
-                read.take_if(|read| *read != holds);
+                if !(well && self.oracle.is_as_found(0, *lba)) {
+                    read.take_if(|read| *read != holds);
+                }
             }
+            read.take_if(|_| !found);
         }
         let past = &mut shared.past;
         past.write(self.line, &sectors);
