@@ -1,13 +1,14 @@
 //! The power key, and the orderly way down.
 //!
 //! ```text
-//! running ── poweroff, reboot, power key ──▶ exports close ──▶ mirrors, drain ──▶ flush ──▶ off: clean
+//! running ── poweroff, reboot, power key ──▶ exports close ──▶ drain, mirrors ──▶ flush ──▶ off: clean
 //!                                                 │               │       └── 60 s are over, or one fails ──▶ off: NOT clean
 //!                                                 └───────────────┴── 50 s are over ──▶ flush all the same, till 60 s
 //! ```
 //! One disk that does not answer must not keep the others from their flush: the last ten seconds are for that.
-//! Mirrors take the marks off their legs while they still may write. Exports first, because they make requests, with nothing that holds them up: sections begun by hand end, limits are off. The drain is never ended, so nothing new starts; the flush goes through
-//! backends that are not parked. All of it runs in context 0, driven by a timer; what hangs is named at the end.
+//! Exports first, because they make requests, with nothing that holds them up: sections begun by hand end, limits are off. The drain is
+//! never ended, so nothing new starts, and jobs stay paused; then mirrors take the marks off their legs. The flush goes through backends
+//! that are not parked. All of it runs in context 0, driven by a timer; what hangs is named at the end.
 #![forbid(unsafe_code)]
 
 use core::fmt::Write as _;
@@ -42,12 +43,13 @@ static REBOOT: AtomicBool = AtomicBool::new(false);
 static QUIET: AtomicBool = AtomicBool::new(false);
 static FLUSHES: AtomicU32 = AtomicU32::new(0);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// In this order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Running,
     Exports,
-    Mirrors,
     Drain,
+    Mirrors,
     Flush,
     Over,
 }
@@ -191,7 +193,8 @@ fn tick(_: usize) {
         if stage == Stage::Flush {
             finish();
         } else {
-            advance(Stage::Drain);
+            // What is not quiet by now will not be: the rest goes on without it.
+            advance(stage.max(Stage::Drain));
         }
     } else if now >= report {
         STATE.with(|state| state.report_ns = u64::MAX);
@@ -210,10 +213,6 @@ fn advance(stage: Stage) {
     match stage {
         Stage::Running | Stage::Over => {}
         Stage::Exports => {
-            STATE.with(|state| state.stage = Stage::Mirrors);
-            block::node::mirror::close_all();
-        }
-        Stage::Mirrors => {
             STATE.with(|state| state.stage = Stage::Drain);
             if let Err(error) = block::drain_all_begin(Callback::new(&on_quiet, 0)) {
                 // Requests may still be on their way, but what has been answered gets its flush.
@@ -222,6 +221,10 @@ fn advance(stage: Stage) {
             }
         }
         Stage::Drain => {
+            STATE.with(|state| state.stage = Stage::Mirrors);
+            block::node::mirror::close_all();
+        }
+        Stage::Mirrors => {
             STATE.with(|state| {
                 state.stage = Stage::Flush;
                 state.deadline_ns += FLUSH_NS;

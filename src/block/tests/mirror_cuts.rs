@@ -177,6 +177,17 @@ fn halves_that_went_on_separately_are_refused() {
     for _ in 0..4 {
         assert_eq!(read_one(&rig, backend, 0), 3, "the first that was named");
     }
+    rig.opened.clear();
+    delete(&rig, backend);
+    stop(&rig, node);
+    let given_up = start(&rig, &[array.below[0]], OLD);
+    assert!(
+        matches!(given_up, Err(Why::Assembly(_))),
+        "the half that was given up goes on alone"
+    );
+    let node = start(&rig, &[array.below[1]], OLD).unwrap();
+    let backend = rig.backend(node);
+    assert_eq!(read_one(&rig, backend, 0), 3);
     rig.finish();
 }
 

@@ -7,7 +7,8 @@
 //! | syncs a piece | regions in which legs may differ are left | requests in that piece |
 //! | clears marks | regions had no write for [`MIRROR_CLEAR_NS`] | nothing |
 //!
-//! In a drained section it does only what requests that are under way wait for.
+//! In a drained section it does only what requests that are under way wait for, records failures, and clears all marks when the array
+//! is to end.
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;
@@ -112,11 +113,11 @@ pub(super) async fn keep(mirror: &'static Mirror, index: usize, id: NodeId, star
 }
 
 impl Mirror {
-    fn begin_work(&self) {
+    pub(super) fn begin_work(&self) {
         self.busy.store(true, Ordering::SeqCst);
     }
 
-    fn end_work(&self) {
+    pub(super) fn end_work(&self) {
         self.busy.store(false, Ordering::SeqCst);
         if self.drained.load(Ordering::SeqCst) {
             drain_kick();
@@ -148,14 +149,15 @@ impl Mirror {
         if !matches!(state.wish, Wish::None | Wish::Answered(_)) {
             return Task::Wish(state.wish);
         }
-        if self.drained.load(Ordering::SeqCst) {
-            return Task::Wait(None);
+        // A leg that failed must not be taken for a good one at the next start, nor marks stay for want of users.
+        if state.failing != 0 {
+            return Task::Record;
         }
         if self.closing.load(Ordering::Acquire) {
             return Task::Close;
         }
-        if state.failing != 0 {
-            return Task::Record;
+        if self.drained.load(Ordering::SeqCst) {
+            return Task::Wait(None);
         }
         if state.active.count_ones() > 1
             && let Some(piece) = self.next_piece(&state)

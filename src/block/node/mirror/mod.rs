@@ -151,9 +151,12 @@ pub fn create(name: &str, legs: &[NodeId], start: Start) -> Result<NodeId, Refus
     let id = instance::build(name, mirror, &mirror.place, legs)?;
     mirror.kept.store(true, Ordering::Relaxed);
     mirror.wake.set();
+    // A section that begins before the keeper's first turn waits for the start, too.
+    mirror.begin_work();
     let keeper =
         aio::context(mirror.home()).spawn("mirror", keeper::keep(mirror, index, id, start));
     if keeper.is_err() {
+        mirror.end_work();
         mirror.kept.store(false, Ordering::Relaxed);
         let _ = graph::delete(id);
         return Err(Refusal::new(name, Reason::NoRoom("coroutines")));

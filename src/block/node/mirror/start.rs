@@ -90,6 +90,11 @@ impl Mirror {
             }
         }
         self.write(index).await?;
+        if let Start::Assemble { force: true } = start {
+            // A half that was given up has to know, or it would go on alone some day. One that cannot be told is as if it were not here.
+            let given_up = self.given_up();
+            let _ = self.write_places(index, given_up).await;
+        }
         let mut state = self.state.lock();
         if state.active.count_ones() < 2 {
             state.unsynced.clear();
@@ -98,6 +103,15 @@ impl Mirror {
         self.size.store(state.header.size, Ordering::Relaxed);
         self.publish(&state);
         Ok(())
+    }
+
+    /// Slots of legs that are here and of the array, and not active.
+    fn given_up(&self) -> u8 {
+        let state = self.state.lock();
+        let here = state.numbers.iter().enumerate();
+        here.filter(|(_, number)| number.is_some())
+            .fold(0, |slots, (slot, _)| slots | 1 << slot)
+            & !(state.active | state.failing)
     }
 
     async fn write(&'static self, index: usize) -> Result<(), Why> {
