@@ -214,7 +214,7 @@ pub const SESSION_REQUESTS: usize = 64;
 pub const SESSION_CHUNK: usize = 256 * 1024;
 
 /// Pages of 4 KiB for the data of one session: its quota, which no other session can take.
-pub const SESSION_PAGES: usize = if cfg!(feature = "small") { 96 } else { 128 };
+pub const SESSION_PAGES: usize = if cfg!(feature = "small") { 96 } else { 124 };
 
 /// Bytes of log kept for `log show`.
 pub const LOG_BYTES: usize = 16 * 1024;
