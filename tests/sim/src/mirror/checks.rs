@@ -85,7 +85,9 @@ impl World {
             let ports: Vec<_> = all.iter().map(|leg| self.disks[*leg].port).collect();
             self.oracle.unsettle(|lba| {
                 let held = |port: &&Port| port.state().read(DATA + lba as usize, 1);
-                let first = held(&ports[0]);
+                let Some(first) = ports.first().map(held) else {
+                    return true;
+                };
                 ports[1..].iter().any(|port| held(port) != first)
             });
         }
