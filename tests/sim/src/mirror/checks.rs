@@ -47,8 +47,13 @@ impl World {
             self.faults.count[0] = self.fault_count();
         }
         let (before, there) = (self.active(), self.with_role(|_| true));
+        let filled = self.with_role(|role| role == Role::Rebuilding);
         self.info = array::info(node);
         let active = self.active();
+        if self.info.failed {
+            // That it has become active may be on record all the same.
+            self.doubtful |= filled;
+        }
         if let Some(other) = legs(active).next() {
             for leg in legs(self.with_role(|role| role == Role::Rebuilding)) {
                 past.learnt(leg, other);
@@ -157,7 +162,7 @@ impl World {
         }
         let past = &mut shared.past;
         past.write(self.line, &sectors);
-        let doubtful = self.with_role(|role| role == Role::Rebuilding);
+        let doubtful = self.doubtful | self.with_role(|role| role == Role::Rebuilding);
         for (n, leg) in past.legs.iter_mut().enumerate() {
             leg.doubtful = doubtful >> n & 1 != 0;
             if leg.doubtful {

@@ -82,6 +82,8 @@ pub struct World {
     /// The part of the third disk that its users have gone to, or copies go to.
     pub moved: Option<NodeId>,
     pub(super) target: Option<NodeId>,
+    /// Disks that were being filled when the array failed.
+    pub(super) doubtful: u32,
     /// A backup is on the third disk, and was begun at some moment from, to.
     pub(super) backup: Option<(u64, u64)>,
     /// What it said of itself after the last step.
@@ -197,6 +199,7 @@ impl World {
             array: None,
             moved: None,
             target: None,
+            doubtful: 0,
             backup: None,
             info: Info::default(),
             line: 0,

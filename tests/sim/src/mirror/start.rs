@@ -101,7 +101,13 @@ impl Start {
                 Ok(())
             }
             (Attempt::Moved, _) => Err("nothing was started".into()),
-            (Attempt::Create, Err(why)) => Err(format!("no array is made: {why:?}")),
+            (Attempt::Create, Err(why)) if world.fault_count() == 0 => {
+                Err(format!("no array is made: {why:?}"))
+            }
+            (Attempt::Create, Err(_)) => {
+                self.next = Some(Attempt::Create);
+                Ok(())
+            }
             (Attempt::Assemble { legs, force: true }, Ok(node)) => {
                 let sectors = held(legs, &past.read(line), shared);
                 world.assembled(node, line, &sectors, &mut shared.past);
