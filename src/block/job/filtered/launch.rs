@@ -336,7 +336,10 @@ fn equip(member: &'static Filtered) -> Result<(), StartError> {
         // Below the filter, so that the job goes on when that is drained.
         Kind::Mirror => {
             let size = graph::info(source).map_or(0, |info| info.size);
-            let granularity = granularity_for(size, MIN_GRANULARITY);
+            // Each chunk begins and ends at a block of both.
+            let blocks = [source, target].map(|id| graph::info(id).map_or(0, |i| i.logical_block));
+            let block = u64::from(blocks[0].max(blocks[1]));
+            let granularity = granularity_for(size, MIN_GRANULARITY.max(block));
             let bitmap = dirty::add_bitmap(filter, "mirror", Some(granularity))?;
             bitmap
                 .use_bitmap(|bits| bits.set_all())
