@@ -243,18 +243,3 @@ pub async fn flush(backend: &'static Backend) -> Result<(), BlockError> {
     let request = record(Operation::Flush, 0, 0).await;
     submit(backend, request).await.result
 }
-
-/// Makes a range read as zeroes.
-///
-/// # Errors
-/// Those of [`Backend::submit`].
-pub async fn write_zeroes(
-    backend: &'static Backend,
-    offset: u64,
-    len: u64,
-    flags: RequestFlags,
-) -> Result<(), BlockError> {
-    let mut request = record(Operation::WriteZeroes, offset, len).await;
-    request.flags = flags;
-    submit(backend, request).await.result
-}

@@ -212,11 +212,6 @@ impl Job {
         self.slot(|slot| slot.total = bytes);
     }
 
-    /// `bytes` more have to be done.
-    pub fn add_total(self, bytes: u64) {
-        self.slot(|slot| slot.total = slot.total.saturating_add(bytes));
-    }
-
     /// What to do about an error on that side, which is counted. With [`Action::Retry`] the job has been paused as by a user.
     pub fn on_error(self, side: Side, error: BlockError) -> Action {
         let decided = self.slot(|slot| {
