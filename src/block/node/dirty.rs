@@ -263,12 +263,7 @@ impl Layer for Dirty {
 
 impl NodeDriver for Dirty {
     fn info(&self) -> NodeInfo {
-        let child = instance::info_below(&self.links[0]);
-        NodeInfo {
-            kind: "dirty",
-            depth: child.depth + 1,
-            ..child
-        }
+        instance::filter_info(&self.links[0], "dirty")
     }
 
     #[inline]

@@ -297,12 +297,7 @@ impl Layer for ErrorNode {
 
 impl NodeDriver for ErrorNode {
     fn info(&self) -> NodeInfo {
-        let child = instance::info_below(&self.links[0]);
-        NodeInfo {
-            kind: "error",
-            depth: child.depth + 1,
-            ..child
-        }
+        instance::filter_info(&self.links[0], "error")
     }
 
     #[inline]

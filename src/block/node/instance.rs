@@ -85,6 +85,16 @@ pub(super) fn info_below(link: &Link) -> NodeInfo {
     link.driver().map_or(NodeInfo::NONE, NodeDriver::info)
 }
 
+/// Properties of a filter with a frame of its own: those of what is below it.
+pub(super) fn filter_info(link: &Link, kind: &'static str) -> NodeInfo {
+    let child = info_below(link);
+    NodeInfo {
+        kind,
+        depth: child.depth + 1,
+        ..child
+    }
+}
+
 /// Allocation of a range of what is below a link; cut to what the child has now.
 pub(super) fn status_below(link: &Link, offset: u64, len: u64) -> BlockStatus {
     let unknown = BlockStatus {
