@@ -113,20 +113,9 @@ pub fn live(
     let mut world = World::boot(seed, number, shared, show);
     let mut actions = Actions::new(&world);
     let result = world.run(seed, number, last, &mut actions, shared);
-    shared.hash = world.trace.hash;
-    shared.events = world.trace.events;
     shared.next_version = world.next_version;
-    shared.lives += 1;
-    for client in &world.clients {
-        shared.counts[0] += client.answered;
-        shared.counts[1] += client.errors;
-    }
-    shared.counts[2] += world
-        .disks
-        .iter()
-        .map(|d| d.blk.counters().resets)
-        .sum::<u64>();
-    shared.counts[3] += world.admissions;
+    let disks = world.disks.iter().map(|disk| disk.blk);
+    shared.book(&world.trace, &world.clients, disks, world.admissions);
     shared.counts[4] += actions.changes.made;
     shared.counts[5] += actions.changes.refused;
     result

@@ -2,10 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ironthread::virtio::blk::Blk;
+
+use crate::client::Client;
 use crate::device::PAGE;
 use crate::mirror::LEG_PAGES;
 use crate::mirror::past::Past;
 use crate::oracle::SECTOR;
+use crate::random::Trace;
 
 /// Longest message of a failure.
 const MESSAGE: usize = 1024;
@@ -133,6 +137,25 @@ impl Shared {
         self.counts = [0; 6];
         self.failed = 0;
         self.length = 0;
+    }
+
+    /// Counts what a life did that has ended, well or not.
+    pub fn book<'a>(
+        &mut self,
+        trace: &Trace,
+        clients: &[Client],
+        disks: impl Iterator<Item = &'a Blk>,
+        admissions: u64,
+    ) {
+        self.hash = trace.hash;
+        self.events = trace.events;
+        self.lives += 1;
+        for client in clients {
+            self.counts[0] += client.answered;
+            self.counts[1] += client.errors;
+        }
+        self.counts[2] += disks.map(|disk| disk.counters().resets).sum::<u64>();
+        self.counts[3] += admissions;
     }
 
     pub fn fail(&mut self, why: &str) {

@@ -122,20 +122,9 @@ pub fn live(
 ) -> Result<(), String> {
     let mut world = World::boot(seed, number, shared, show);
     let result = world.run(seed, number, last, shared);
-    shared.hash = world.trace.hash;
-    shared.events = world.trace.events;
     shared.next_version = world.next_version;
-    shared.lives += 1;
-    for client in &world.clients {
-        shared.counts[0] += client.answered;
-        shared.counts[1] += client.errors;
-    }
-    shared.counts[2] += world
-        .disks
-        .iter()
-        .map(|d| d.blk.counters().resets)
-        .sum::<u64>();
-    shared.counts[3] += world.admissions;
+    let disks = world.disks.iter().map(|disk| disk.blk);
+    shared.book(&world.trace, &world.clients, disks, world.admissions);
     result
 }
 
