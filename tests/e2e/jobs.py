@@ -35,10 +35,21 @@ class Rounds:
             time.sleep(self.chance.random() * 0.03)
             self.say(f"node move {moving} {core}")
         if ready:
-            until(self.machine, "info jobs", rf"{name} +\S+ +ready")
+            self.ready(name, moving)
         else:
             self.done(name, start)
         return name, began
+
+    def ready(self, name, moving):
+        """Waits for a mirror job. Where it shares a core with the clients they may write as fast as it copies: then it moves on."""
+        deadline, patience = time.monotonic() + 120, time.monotonic() + 5
+        while not re.search(rf"{name} +\S+ +ready", self.say("info jobs")):
+            now = time.monotonic()
+            check(now < deadline, f"{name} does not get ready: {self.machine.tail(800)}")
+            if now > patience:
+                self.say(f"node move {moving} {self.chance.randrange(4)}")
+                patience = now + 5
+            time.sleep(0.02)
 
     def done(self, name, start):
         until(self.machine, "info jobs", rf"(?s)\A(?!.*{name}\b)")
